@@ -1,0 +1,24 @@
+"""Errors that say what, where, effect and fix."""
+
+
+class SurgeryError(Exception):
+    """One line of fact, then where it was found, what it means for the caller and what to do about it."""
+
+    def __init__(self, fact: str, *, at: str, effect: str, fix: str) -> None:
+        super().__init__(f"{fact}\n  at      {at}\n  effect  {effect}\n  fix     {fix}")
+
+
+class CaptureFailed(SurgeryError):
+    """The network could not be turned into a graph of operators."""
+
+
+class BadKeep(SurgeryError, ValueError):
+    """A keep that does not fit its graph, or would empty a width."""
+
+
+class NotEqual(SurgeryError, ArithmeticError):
+    """Two networks that must compute the same do not."""
+
+
+class BadFile(SurgeryError, ValueError):
+    """A stored network that is damaged, foreign or does not fit the factory."""
