@@ -1,0 +1,32 @@
+"""Structured surgery: find the channels that live or die together, cut them out, prove that nothing else changed."""
+
+from surgery.check import check_equal
+from surgery.cut import Receipt, cut, mask
+from surgery.errors import BadFile, BadKeep, CaptureFailed, NotEqual, SurgeryError
+from surgery.finder import trace
+from surgery.graph import ChannelGraph, ChannelGroup, Keep, Layer, Pinned, Slot
+from surgery.size import Size, SizeModel
+from surgery.store import load, save
+
+__all__ = [
+    "BadFile",
+    "BadKeep",
+    "CaptureFailed",
+    "ChannelGraph",
+    "ChannelGroup",
+    "Keep",
+    "Layer",
+    "NotEqual",
+    "Pinned",
+    "Receipt",
+    "Size",
+    "SizeModel",
+    "Slot",
+    "SurgeryError",
+    "check_equal",
+    "cut",
+    "load",
+    "mask",
+    "save",
+    "trace",
+]

@@ -1,0 +1,89 @@
+"""Turning a network into a graph of ATen operators whose parameters carry their qualified names."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgery.errors import CaptureFailed
+
+ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""One tensor, positional inputs, or keyword inputs."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """`states` gives the qualified name behind a placeholder, `inputs` the placeholders of the user's own inputs."""
+
+    graph: fx.GraphModule
+    states: Mapping[str, str]
+    inputs: tuple[str, ...]
+    batch: int
+
+
+def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as the positional and keyword arguments of a forward."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs), {}
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every submodule's own mode afterwards."""
+    before = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
+    """The graph of `model` in eval mode, by torch.export. Raises CaptureFailed with the exporter's own reason."""
+    args, kwargs = as_call(example_inputs)
+    try:
+        with evaluating(model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, args, kwargs, strict=False)
+            module = program.graph_module
+    except Exception as error:
+        raise CaptureFailed(
+            f"torch.export could not capture {type(model).__name__}: {_first_line(error)}",
+            at=_source_line(error),
+            effect="no graph; the model is unchanged",
+            fix="make the forward a fixed sequence of tensor operations: move data-dependent branches and python "
+            "numbers taken from tensors outside, and trace the part that is left",
+        ) from error
+    signature = program.graph_signature
+    states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()]
+    return Captured(
+        graph=module,
+        states=states,
+        inputs=tuple(str(name) for name in signature.user_inputs),
+        batch=tensors[0].shape[0] if tensors else 1,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _source_line(error: Exception) -> str:
+    """The innermost line of the user's own code in the traceback."""
+    place, trace = "the forward of the model", error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_name == "forward" and f"{'torch'}/nn/modules" not in code.co_filename:
+            place = f"{code.co_qualname}, line {trace.tb_lineno} of {code.co_filename.rsplit('/', 1)[-1]}"
+        trace = trace.tb_next
+    return place

@@ -1,0 +1,59 @@
+"""The oracle: two networks that must compute the same."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.capture import ExampleInputs, as_call, evaluating
+from surgery.errors import NotEqual
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Largest relative error that rounding explains. Measured on cut networks: 1e-16, 1e-7, 1e-3, 1e-2."""
+
+
+def check_equal(
+    masked: nn.Module, small: nn.Module, example_inputs: ExampleInputs, *, tolerance: float | None = None
+) -> float:
+    """max |difference| / max |reference| over all outputs of two networks in eval mode; the reference is `masked`.
+
+    Raises NotEqual above `tolerance` (default by dtype, TOLERANCE), for outputs of other shapes or structure, for
+    outputs that are not finite, and for a constant reference, with which any check would pass.
+    """
+    with torch.no_grad(), evaluating(masked, small), torch.random.fork_rng(devices=[]):
+        references, outputs = (_tensors(_run(model, example_inputs)) for model in (masked, small))
+    if [r.shape for r in references] != [o.shape for o in outputs]:
+        shapes = [[tuple(t.shape) for t in side] for side in (references, outputs)]
+        raise _not_equal(f"outputs have shapes {shapes[1]}; {shapes[0]} is asked", masked)
+    worst = 0.0
+    for i, (reference, output) in enumerate(zip(references, outputs, strict=True)):
+        if not (reference.isfinite().all() and output.isfinite().all()):
+            raise _not_equal(f"output {i} holds values that are not finite", masked)
+        scale = reference.abs().max().item() if reference.numel() else 0.0
+        if scale == 0.0 or (reference == reference.flatten()[0]).all():
+            raise _not_equal(f"output {i} of the reference is constant, so the check could not fail", masked)
+        limit = TOLERANCE.get(reference.dtype, 1e-5) if tolerance is None else tolerance
+        error = (reference - output).abs().max().item() / scale
+        if error > limit:
+            raise _not_equal(f"output {i} differs by {error:.1e} of its largest value; {limit:.0e} is allowed", masked)
+        worst = max(worst, error)
+    return worst
+
+
+def _run(model: nn.Module, example_inputs: ExampleInputs) -> Any:
+    args, kwargs = as_call(example_inputs)
+    return model(*args, **kwargs)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(output)
+    return [t.double() if t.dtype == torch.float64 else t for t in leaves if isinstance(t, Tensor)]
+
+
+def _not_equal(fact: str, model: nn.Module) -> NotEqual:
+    return NotEqual(
+        fact,
+        at=f"{type(model).__name__}, masked against cut",
+        effect="the cut network must not be used",
+        fix="check that both come from the same weights and keep, and that the example gives an output that varies",
+    )

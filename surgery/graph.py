@@ -1,0 +1,155 @@
+"""The channel graph: which channels live or die together, and where they lie in the parameters. Plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from surgery.errors import BadKeep
+
+Keep = Mapping[str, Tensor]
+"""Per group name a boolean tensor of shape (units,); groups left out are kept whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Where the units of a group lie along one axis of one tensor.
+
+    `role` is "write" (the axis a layer produces), "read" (the axis whose weights consume the channel: here it is gated)
+    or "carry" (per-channel vectors in between: bias, normalisation, scale). `positions` has shape (units, k): unit u
+    occupies the k indices `positions[u]`.
+    """
+
+    tensor: str
+    axis: int
+    role: str
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Units that are cut along one gate vector. `kind` is "filter", "neuron" or, with several writers, "channel"."""
+
+    name: str
+    kind: str
+    units: int
+    slots: tuple[Slot, ...]
+
+    @property
+    def readers(self) -> tuple[Slot, ...]:
+        return tuple(slot for slot in self.slots if slot.role == "read")
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Channels of the layer or input `where` that may not be removed, and why."""
+
+    where: str
+    channels: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that multiplies: each element of `weight` is used in `repeats` multiply-adds per example."""
+
+    name: str
+    weight: str
+    repeats: float
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """What `surgery.trace` found. `shapes` holds every parameter, `buffers` those buffers that have slots."""
+
+    groups: tuple[ChannelGroup, ...]
+    pinned: tuple[Pinned, ...]
+    layers: tuple[Layer, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def units(self) -> int:
+        return sum(group.units for group in self.groups)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, ChannelGroup]:
+        return {group.name: group for group in self.groups}
+
+    def complete(self, keep: Keep) -> dict[str, Tensor]:
+        """`keep` checked against the graph, with an entry for every group.
+
+        Raises BadKeep for unknown groups, wrong shapes or types, and for a width that would be emptied.
+        """
+        unknown = sorted(set(keep) - set(self.by_name))
+        if unknown:
+            raise BadKeep(
+                f"the keep names groups that the graph does not have: {', '.join(unknown[:3])}",
+                at=f"keep with {len(keep)} entries; the graph has {len(self.groups)} groups",
+                effect="nothing was changed",
+                fix="take the names from graph.groups; the keep may come from another network's graph",
+            )
+        full = {}
+        for group in self.groups:
+            given = keep.get(group.name)
+            if given is None:
+                full[group.name] = torch.ones(group.units, dtype=torch.bool)
+                continue
+            given = torch.as_tensor(given).cpu()
+            if given.dtype != torch.bool or given.shape != (group.units,):
+                raise BadKeep(
+                    f"the keep of {group.name} is {given.dtype} of shape {tuple(given.shape)}; "
+                    f"torch.bool of shape ({group.units},) is asked",
+                    at=f"group {group.name}, {group.units} units",
+                    effect="nothing was changed",
+                    fix="give one boolean per unit",
+                )
+            full[group.name] = given
+        self._refuse_emptied(full)
+        return full
+
+    def kept(self, keep: Keep) -> dict[tuple[str, int], Tensor]:
+        """Per (tensor, axis) with slots, a boolean per index: does it survive? `keep` must be complete."""
+        alive: dict[tuple[str, int], Tensor] = {}
+        for group in self.groups:
+            closed = ~keep[group.name]
+            for slot in group.slots:
+                shape = self.shapes.get(slot.tensor) or self.buffers[slot.tensor]
+                mask = alive.setdefault((slot.tensor, slot.axis), torch.ones(shape[slot.axis], dtype=torch.bool))
+                mask[slot.positions[closed].reshape(-1)] = False
+        return alive
+
+    def _refuse_emptied(self, keep: Keep) -> None:
+        for (tensor, axis), mask in self.kept(keep).items():
+            if not mask.any():
+                culprits = [g.name for g in self.groups if any((s.tensor, s.axis) == (tensor, axis) for s in g.slots)]
+                raise BadKeep(
+                    f"all {mask.numel()} channels on axis {axis} of {tensor} would be removed",
+                    at=f"group {', '.join(culprits)}",
+                    effect="nothing was changed: a layer without channels computes nothing",
+                    fix="keep at least one unit of the group",
+                )
+
+    def summary(self) -> str:
+        """A table of the groups and of what is pinned, as text."""
+        rows = [("group", "kind", "units", "writers", "readers")]
+        for g in self.groups:
+            writers = sum(slot.role == "write" for slot in g.slots)
+            rows.append((g.name, g.kind, str(g.units), str(writers), str(len(g.readers))))
+        lines = table(rows, right=(2, 3, 4))
+        if self.pinned:
+            rows = [("pinned", "channels", "reason")]
+            rows += [(p.where, str(len(p.channels)), p.reason) for p in self.pinned]
+            lines += ["", *table(rows, right=(1,))]
+        return "\n".join(lines)
+
+
+def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]:
+    """Lines of a plain table; the first row is its head, columns in `right` are right-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,92 @@
+"""Names of channels: integers that are moved, tied and pinned in place of the numbers a network computes with.
+
+A *names tensor* has the shape of an activation; each element holds the name of the channel it belongs to, or NEUTRAL
+where it belongs to none (a constant). Most are expanded views of one vector, so they cost next to no memory.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+NEUTRAL = -1
+
+
+@dataclass
+class Names:
+    """A union-find over names: `fresh` makes them, `tie` joins them, `pin` forbids their removal and says why."""
+
+    count: int = 0
+    edges: list[Tensor] = field(default_factory=list)
+    pins: list[tuple[Tensor, str]] = field(default_factory=list)
+
+    def fresh(self, n: int) -> Tensor:
+        """`n` new names, shape (n,)."""
+        self.count += n
+        return torch.arange(self.count - n, self.count)
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Join `a` and `b` element by element (same shape); NEUTRAL ties nothing."""
+        pairs = torch.stack((a.reshape(-1), b.reshape(-1)))
+        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs != NEUTRAL).all(0)]
+        if pairs.numel():
+            self.edges.append(torch.unique(pairs, dim=1))
+
+    def pin(self, names: Tensor, reason: str) -> None:
+        """Forbid the removal of every channel in `names` (any shape)."""
+        found = torch.unique(dense(names))
+        self.pins.append((found[found != NEUTRAL], reason))
+
+    def classes(self) -> Tensor:
+        """The smallest name tied to each name, shape (count,): connected components by label propagation."""
+        label = torch.arange(self.count)
+        if not self.edges:
+            return label
+        a, b = torch.cat(self.edges, dim=1)
+        while not torch.equal(label[a], label[b]):
+            low = torch.minimum(label[a], label[b])
+            for side in (a, b):
+                label.scatter_reduce_(0, label[side], low, "amin")
+            while not torch.equal(label, label[label]):
+                label = label[label]
+        return label
+
+    def reasons(self, label: Tensor) -> dict[int, str]:
+        """Pinned classes and the reason given first for each."""
+        found: dict[int, str] = {}
+        for names, reason in self.pins:
+            for name in label[names].unique().tolist():
+                found.setdefault(name, reason)
+        return found
+
+
+def dense(names: Tensor) -> Tensor:
+    """`names` without its expanded axes: each becomes size 1, no element is lost."""
+    for axis, stride in enumerate(names.stride()):
+        if stride == 0:
+            names = names.narrow(axis, 0, min(1, names.shape[axis]))
+    return names
+
+
+def together(compute: Callable[..., Tensor], tensors: Sequence[Tensor], fixed: int | None = None) -> Tensor:
+    """`compute(*tensors)` on tensors of one rank, sparing the axes along which all are expanded (except axis `fixed`).
+
+    `compute` must treat those axes element by element and keep their size.
+    """
+    rank = tensors[0].dim()
+    spared = [
+        a for a in range(rank) if a != fixed and all(t.stride(a) == 0 or t.shape[a] == 1 for t in tensors)
+        and len({t.shape[a] for t in tensors}) == 1
+    ]
+    small = list(tensors)
+    for axis in spared:
+        small = [t.narrow(axis, 0, 1) for t in small]
+    result = compute(*small)
+    return result.expand([tensors[0].shape[a] if a in spared else result.shape[a] for a in range(rank)])
+
+
+def varying(names: Tensor) -> list[int]:
+    """The axes along which `names` is not constant."""
+    small = dense(names)
+    return [a for a in range(names.dim()) if small.shape[a] > 1 and not (small == small.narrow(a, 0, 1)).all()]

@@ -1,0 +1,96 @@
+"""Parameters and multiply-adds as a function of which units are open. Exact for a keep, differentiable for chances."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from surgery.graph import ChannelGraph, Keep
+
+
+@dataclass(frozen=True)
+class Size:
+    """Elements of all parameters, and multiply-adds per example of convolutional and linear layers."""
+
+    params: int
+    macs: int
+
+
+class SizeModel:
+    """The cost of a coupled network: sum over tensors of coefficient * product over axes of the kept length.
+
+    `units` orders the units of all groups as one flat vector, as `flat` does. For chances p of independent units,
+    `params(p)` and `macs(p)` are the expected cost, exact as long as no group lies on both axes of one weight (there
+    the variance of its width is missing); for zeros and ones they are the true cost always.
+    """
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.graph, self.units = graph, graph.units
+        keys: dict[tuple[str, int], int] = {}
+        unit_of, axis_of, counts, offset = [], [], [], 0
+        for group in graph.groups:
+            for slot in group.slots:
+                axis = keys.setdefault((slot.tensor, slot.axis), len(keys))
+                unit_of.append(torch.arange(offset, offset + group.units))
+                axis_of.append(torch.full((group.units,), axis))
+                counts.append(torch.full((group.units,), float(slot.positions.shape[1])))
+            offset += group.units
+        self._unit = torch.cat(unit_of) if unit_of else torch.empty(0, dtype=torch.long)
+        self._axis = torch.cat(axis_of) if axis_of else torch.empty(0, dtype=torch.long)
+        self._count = torch.cat(counts).double() if counts else torch.empty(0).double()
+        shapes = {**graph.shapes, **graph.buffers}
+        full = torch.tensor([float(shapes[tensor][axis]) for tensor, axis in keys] + [1.0]).double()
+        self._fixed = full.index_add(0, self._axis, -self._count)
+        repeats = {layer.weight: layer.repeats for layer in graph.layers}
+        rank = max((sum(1 for k in keys if k[0] == t) for t in graph.shapes), default=1)
+        axes, elements, macs = [], [], []
+        for tensor, shape in graph.shapes.items():
+            mine = [(axis, keys[tensor, axis]) for axis in range(len(shape)) if (tensor, axis) in keys]
+            rest = torch.Size(n for axis, n in enumerate(shape) if (tensor, axis) not in keys).numel()
+            axes.append([i for _, i in mine] + [len(keys)] * (max(rank, 1) - len(mine)))
+            elements.append(float(rest))
+            macs.append(rest * repeats.get(tensor, 0.0))
+        self._axes = torch.tensor(axes, dtype=torch.long)
+        self._elements, self._macs = torch.tensor(elements).double(), torch.tensor(macs).double()
+
+    def params(self, open_: Tensor) -> Tensor:
+        """Parameters for `open_`, shape (units,), values in [0, 1]. float64 scalar."""
+        return self._sum(open_, self._elements)
+
+    def macs(self, open_: Tensor) -> Tensor:
+        """Multiply-adds per example for `open_`, shape (units,), values in [0, 1]. float64 scalar."""
+        return self._sum(open_, self._macs)
+
+    def of(self, keep: Keep) -> Size:
+        """The true size for a keep. Raises BadKeep."""
+        flat = self.flat(keep).double()
+        return Size(round(self.params(flat).item()), round(self.macs(flat).item()))
+
+    @property
+    def dense(self) -> Size:
+        return self.of({})
+
+    def flat(self, keep: Keep) -> Tensor:
+        """A keep as one boolean vector, shape (units,)."""
+        full = self.graph.complete(keep)
+        return torch.cat([full[g.name] for g in self.graph.groups]) if full else torch.empty(0, dtype=torch.bool)
+
+    def keep(self, flat: Tensor) -> dict[str, Tensor]:
+        """A boolean vector of shape (units,) as a keep."""
+        parts = flat.cpu().split([g.units for g in self.graph.groups])
+        return {group.name: part.clone() for group, part in zip(self.graph.groups, parts, strict=True)}
+
+    def _sum(self, open_: Tensor, coefficients: Tensor) -> Tensor:
+        device = open_.device
+        if self._fixed.device != device:
+            for name in ("_unit", "_axis", "_count", "_fixed", "_axes", "_elements", "_macs"):
+                moved = getattr(self, name).to(device)
+                setattr(self, name, moved)
+            coefficients = coefficients.to(device)
+        weights = open_.double()[self._unit] * self._count
+        lengths = self._fixed.index_add(0, self._axis, weights)
+        return (coefficients * lengths[self._axes].prod(1)).sum()
+
+
+Cost = Callable[[Tensor], Tensor]

@@ -1,0 +1,107 @@
+"""Saving a cut network without pickle: its weights and what was kept; loading replays the cut on the dense network."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from surgery.cut import RECEIPT, Receipt, replace_, slice_, states
+from surgery.errors import BadFile
+
+FORMAT = "diffprune-surgery-1"
+
+
+def save(small: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the weights of a cut network and its receipt to a safetensors file, in one step (write, then rename).
+
+    Raises BadFile if `small` was not made by `surgery.cut` (a copy of such a network is fine).
+    """
+    receipt: Receipt | None = getattr(small, RECEIPT, None)
+    if receipt is None:
+        raise BadFile(
+            f"{type(small).__name__} has no record of what was cut",
+            at="surgery.save",
+            effect=f"{Path(path).name} was not written",
+            fix="save the network that surgery.cut returned, or a copy of it; for a dense one use its state_dict",
+        )
+    plan = {
+        name: {"shape": list(receipt.shapes[name]), "kept": {str(a): list(i) for a, i in axes.items()}}
+        for name, axes in receipt.kept.items()
+    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _persistent(small).items()}
+    data = safetensors.torch.save(tensors, {"format": FORMAT, "cut": json.dumps(plan, sort_keys=True)})
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.Module:
+    """The cut network stored in `path`. `factory()` builds the dense one, whose weights are replaced.
+
+    dtype is the file's, mode and requires_grad are the factory's. Raises BadFile.
+    """
+    plan, tensors = _read(Path(path))
+    model = factory()
+    dense = states(model)
+    for name, entry in plan.items():
+        found = tuple(dense[name].shape) if name in dense else None
+        if found != tuple(entry["shape"]):
+            raise _misfit(path, f"{name} has shape {found} in the network; {tuple(entry['shape'])} was cut", model)
+    kept = {n: {int(a): tuple(i) for a, i in entry["kept"].items()} for n, entry in plan.items()}
+    slice_(model, {n: {a: torch.tensor(i) for a, i in axes.items()} for n, axes in kept.items()})
+    cut = _persistent(model)
+    if cut.keys() != tensors.keys():
+        odd = sorted(cut.keys() ^ tensors.keys())
+        raise _misfit(path, f"{len(odd)} tensors are only in one of file and network: {', '.join(odd[:3])}", model)
+    for name, tensor in tensors.items():
+        if tensor.shape != cut[name].shape:
+            raise _misfit(path, f"{name} is {tuple(tensor.shape)}; the network has {tuple(cut[name].shape)}", model)
+        replace_(model, cut[name], tensor.to(cut[name].device))
+    setattr(model, RECEIPT, Receipt({n: tuple(e["shape"]) for n, e in plan.items()}, kept))
+    return model
+
+
+def _persistent(model: nn.Module) -> dict[str, Tensor]:
+    """What a state_dict holds, tied tensors once, as the registered objects."""
+    stored = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    return {n: t for n, t in stored.items() if isinstance(t, Tensor) and not (id(t) in seen or seen.add(id(t)))}
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError("no record of a cut inside: not written by surgery.save")
+            plan = json.loads(metadata["cut"])
+            return plan, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise BadFile(
+            f"{path.name} cannot be read: {error}",
+            at="surgery.load",
+            effect="no network was built",
+            fix="give a file that surgery.save wrote; copy it again if it is damaged",
+        ) from error
+
+
+def _misfit(path: str | os.PathLike[str], fact: str, model: nn.Module) -> BadFile:
+    return BadFile(
+        fact,
+        at=f"surgery.load of {Path(path).name} into {type(model).__name__}",
+        effect="no network was returned",
+        fix="let the factory build the dense network that was cut, with the same arguments",
+    )
