@@ -36,8 +36,8 @@ def load_model(spec: str, *, weights: str | None = None, num_classes: int | None
     is also looked for in the current folder; `num_classes` goes to a factory that has a parameter of that name.
 
     Weights are a `.safetensors` file, a `.pt` or `.pth` file with nothing in it but tensors, for torchvision also the
-    name of its pretrained weights such as `DEFAULT`, or None for fresh ones. A pretrained classifier of another size than
-    `num_classes` gives way to a fresh layer, drawn from torch's global generator.
+    name of its pretrained weights such as `DEFAULT`, or None for fresh ones. A pretrained classifier of another size
+    than `num_classes` gives way to a fresh layer, drawn from torch's global generator.
 
     Raises:
         BadModel: `spec` does not lead to a network.
