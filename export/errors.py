@@ -7,3 +7,22 @@ class ExportError(Exception):
     def __init__(self, fact: str, *, at: str, effect: str, fix: str) -> None:
         super().__init__(f"{fact}\n  at      {at}\n  effect  {effect}\n  fix     {fix}")
 
+
+class NotExportable(ExportError, ValueError):
+    """The model, its example inputs or the options cannot become a dense ONNX file."""
+
+
+class ParityFailed(ExportError):
+    """The ONNX file does not compute what the model computes, or the comparison would prove nothing."""
+
+
+class BadOnnx(ExportError, ValueError):
+    """A file is missing, damaged, not ONNX, not runnable here, or does not fit the other file."""
+
+
+class CannotMeasure(ExportError, ValueError):
+    """What was asked of a measurement is impossible: a shape that is not known, no time, no threads."""
+
+
+class DeviceMissing(ExportError, RuntimeError):
+    """The device asked for is not there. Nothing else is measured in its place."""

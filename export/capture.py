@@ -1,0 +1,97 @@
+"""From a torch network to an ONNX graph in memory, quietly."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    DeduplicateInitializersPass,
+    RemoveUnusedNodesPass,
+)
+from torch import Tensor, nn
+
+from export.errors import NotExportable
+from export.folding import fold_scales
+
+CHATTY = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and log lines from the exporter, critical ones excepted: what matters is checked afterwards."""
+    before = {name: logging.getLogger(name).level for name in CHATTY}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in CHATTY:
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def capture(
+    resting: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    opset: int,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+) -> ir.Model:
+    """The network as an ONNX model whose axis 0 is called "batch", with nothing in it but the computation.
+
+    BatchNorm is folded into the convolutions by the exporter, constant factors behind a convolution by us. The
+    exporter writes every node's stack trace, absolute source paths included, into its metadata: all of it is removed.
+
+    Raises:
+        NotExportable: the exporter does not manage, or a closed gate is still there.
+    """
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            program = torch.onnx.export(
+                resting,
+                inputs,
+                None,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                dynamic_shapes=tuple({0: "batch"} for _ in inputs),
+            )
+            assert program is not None  # the dynamo exporter always returns one
+            if fold_scales(program.model):
+                program.optimize()  # a BatchNorm behind a folded factor now sits directly behind its convolution
+    except NotExportable:
+        raise
+    except Exception as error:
+        raise NotExportable(
+            f"torch cannot export this network: {_first_line(error)}",
+            at=type(resting).__name__, effect="nothing was written; the model is unchanged",
+            fix="make forward() traceable by torch.export with a free batch size; the chained error names the line",
+        ) from error
+    model = program.model
+    for strip in (ClearMetadataAndDocStringPass(), RemoveUnusedNodesPass(), DeduplicateInitializersPass()):
+        strip(model)
+    model.metadata_props.clear()
+    model.doc_string = None
+    for graph in model.graphs():
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        for value in (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)):
+            value.metadata_props.clear()
+            value.doc_string = None
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    """The innermost cause in one line; the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,193 @@
+"""Does the file compute what the network computes? The gate every export passes."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from export.errors import BadOnnx, ParityFailed
+from export.sessions import open_session
+from export.tensors import Examples, example_tuple, outputs_of, repeat_to, resting_copy
+
+Array = npt.NDArray[Any]
+
+# One, two (what the export was traced with) and an odd one: a batch size baked into the graph fails one of them.
+BATCHES = (1, 2, 5)
+# Typical for float32 is 1e-6; a wrong padding or a forgotten layer is above 1e-2.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class BatchParity:
+    """The file against the network at one batch size, the worst of all outputs.
+
+    `max_abs` is max |d|, `relative` is max |d| / max |reference|, `top1_agreement` the share of positions with the same
+    largest channel (ties within the tolerance agree), `sqnr_db` the signal to noise ratio, infinite when bits agree.
+    """
+
+    batch: int
+    max_abs: float
+    relative: float
+    top1_agreement: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One row per batch size, all of them within `tolerance`."""
+
+    batches: tuple[BatchParity, ...]
+    tolerance: float
+
+    @property
+    def worst(self) -> float:
+        """The largest relative error of all batch sizes."""
+        return max(row.relative for row in self.batches)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, which has no infinity: an infinite `sqnr_db` becomes None."""
+        rows = [asdict(row) for row in self.batches]
+        for row in rows:
+            row["sqnr_db"] = row["sqnr_db"] if math.isfinite(row["sqnr_db"]) else None
+        return {"worst": self.worst, "tolerance": self.tolerance, "batches": rows}
+
+
+def check_parity(
+    path: str | Path, model: nn.Module, example_inputs: Examples, *, tolerance: float = TOLERANCE
+) -> Parity:
+    """Run file and network on the same random inputs at several batch sizes; return how far apart they are.
+
+    Floating-point inputs are standard normal with a fixed seed; integers and booleans repeat the example's values,
+    since only the caller knows which of them are valid. A file with a fixed batch is compared at that batch. The error
+    is relative to the largest reference: an absolute one fails large logits and passes small ones.
+
+    Raises:
+        ParityFailed: apart by more than `tolerance`; not finite; or an output that does not depend on the input by more
+            than `tolerance`, which even a file with a constant output would pass.
+        BadOnnx: the file does not load or has other inputs or outputs than the network.
+        NotExportable: the network does not run on inputs like these.
+    """
+    return parity_of(Path(path), resting_copy(model), example_tuple(example_inputs), tolerance=tolerance)
+
+
+def parity_of(path: Path, resting: nn.Module, examples: tuple[Tensor, ...], *, tolerance: float) -> Parity:
+    """`check_parity` for a network that is already on the CPU and in eval mode."""
+    session = open_session(path)
+    names = _names_fitting(session, examples, path)
+    fixed = session.get_inputs()[0].shape[0]
+    rows, references = [], []
+    for batch in (fixed,) if isinstance(fixed, int) else BATCHES:
+        inputs = tuple(_random_like(example, batch, seed) for seed, example in enumerate(examples))
+        reference = [output.numpy() for output in outputs_of(resting, inputs)]
+        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        rows.append(_compare(_run(session, feed, path), reference, batch, tolerance, path))
+        references.append(reference)
+    _refuse_constant(references, examples, tolerance, path)
+    parity = Parity(tuple(rows), tolerance)
+    for row in rows:
+        if not row.relative <= tolerance:  # written so that a NaN is refused as well
+            raise ParityFailed(
+                f"the file is wrong by {row.relative:.3g} of the largest output; allowed is {tolerance:g}",
+                at=f"{path.name} at batch {row.batch}: max |d| {row.max_abs:.3g}, "
+                f"top-1 agreement {row.top1_agreement:.0%}, SQNR {row.sqnr_db:.1f} dB",
+                effect="the file does not compute what the network computes",
+                fix="do not use the file; look for randomness, state, or a fixed batch in forward()",
+            )
+    return parity
+
+
+def _random_like(example: Tensor, batch: int, seed: int) -> Tensor:
+    if not example.is_floating_point():
+        return repeat_to(example, batch)
+    generator = torch.Generator().manual_seed(1000 * batch + seed)
+    return torch.randn((batch, *example.shape[1:]), generator=generator).to(example.dtype)
+
+
+def _names_fitting(session: Any, examples: tuple[Tensor, ...], path: Path) -> list[str]:
+    """The names of the file's inputs, after checking that the examples fit them."""
+    found = [f"({', '.join(map(str, value.shape[1:]))})" for value in session.get_inputs()]
+    wanted = [f"({', '.join(map(str, example.shape[1:]))})" for example in examples]
+    if found != wanted:
+        raise BadOnnx(
+            f"the file takes inputs {found} behind the batch axis, the example inputs have {wanted}", at=str(path),
+            effect="nothing was compared", fix="pass example inputs like those of the export",
+        )
+    return [value.name for value in session.get_inputs()]
+
+
+def _run(session: Any, feed: dict[str, Array], path: Path) -> list[Array]:
+    try:
+        return list(session.run(None, feed))
+    except Exception as error:
+        shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feed.items())
+        raise BadOnnx(
+            f"onnxruntime cannot run the file: {' '.join(str(error).split())}", at=f"{path.name} with {shapes}",
+            effect="nothing was compared", fix="do not fix the batch size in forward(); use float32",
+        ) from error
+
+
+def _compare(found: list[Array], reference: list[Array], batch: int, tolerance: float, path: Path) -> BatchParity:
+    shapes = [array.shape for array in found], [array.shape for array in reference]
+    if shapes[0] != shapes[1]:
+        raise BadOnnx(
+            f"the file returns shapes {shapes[0]}, the network {shapes[1]}", at=f"{path.name} at batch {batch}",
+            effect="nothing was compared", fix="do not fix the batch size in forward()",
+        )
+    pairs = zip(found, reference, strict=True)
+    columns = np.array([_distance(a.astype(np.float64), b.astype(np.float64), tolerance) for a, b in pairs])
+    return BatchParity(
+        batch,
+        max_abs=float(columns[:, 0].max()),
+        relative=float(columns[:, 1].max()),
+        top1_agreement=float(columns[:, 2].min()),
+        sqnr_db=float(columns[:, 3].min()),
+    )
+
+
+def _distance(found: Array, reference: Array, tolerance: float) -> tuple[float, float, float, float]:
+    """max |d|, max |d| / max |reference|, top-1 agreement over axis 1, SQNR in dB, of one output (batch, ...)."""
+    if reference.size == 0:
+        return 0.0, 0.0, 1.0, math.inf
+    difference = np.abs(found - reference)
+    scale = float(np.abs(reference).max())
+    largest = float(difference.max())
+    relative = largest / scale if scale > 0 else (0.0 if largest == 0 else math.inf)
+    agreement = 1.0
+    if reference.ndim >= 2:
+        chosen = np.take_along_axis(reference, found.argmax(axis=1, keepdims=True), axis=1)
+        agreement = float((reference.max(axis=1, keepdims=True) - chosen <= tolerance * scale).mean())
+    noise = float((difference**2).sum())
+    sqnr = 10 * math.log10(max(float((reference**2).sum()), 1e-300) / noise) if noise > 0 else math.inf
+    return largest, relative, agreement, sqnr if not math.isnan(noise) else math.nan
+
+
+def _refuse_constant(
+    references: list[list[Array]], examples: tuple[Tensor, ...], tolerance: float, path: Path
+) -> None:
+    """Refuse a reference that is not finite, or that a constant would match within `tolerance`."""
+    batches = [reference[0].shape[:1] for reference in references]
+    for position, rows in enumerate(zip(*references, strict=True)):
+        at = f"{path.name}, output {position} of the network, random inputs"
+        if not all(np.isfinite(row).all() for row in rows):
+            raise ParityFailed(
+                "the network itself returns NaN or infinity", at=at, effect="the file cannot be compared with it",
+                fix="repair the weights; a network that needs inputs of a certain range should scale them itself",
+            )
+        per_sample = [row.shape[:1] for row in rows] == batches and all(row.ndim > 0 for row in rows)
+        if not per_sample or not np.issubdtype(rows[0].dtype, np.floating):
+            continue  # anchors, a learned temperature: constant by nature, and compared as such
+        samples = np.concatenate([row.reshape(len(row), -1) for row in rows]).astype(np.float64)
+        random = any(example.is_floating_point() for example in examples)
+        spread = np.ptp(samples, axis=0).max() if random else np.ptp(samples)
+        if not spread > tolerance * np.abs(samples).max():
+            raise ParityFailed(
+                f"the network's output does not depend on its input: it varies by {spread:.3g}, "
+                f"its largest value is {np.abs(samples).max():.3g}",
+                at=at, effect="a comparison proves nothing: a file with a constant output would pass",
+                fix="train the network or load weights; some classification heads are initialised with zeros",
+            )

@@ -1,0 +1,53 @@
+"""What a file says about itself: strings in the metadata of the ONNX model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata as distributions
+
+import torch
+
+from export.errors import NotExportable
+
+TOOL = "diffprune"
+
+
+def tool_version() -> str:
+    """The installed version of the tool, "unknown" when it runs from sources that were never installed."""
+    try:
+        return distributions.version(TOOL)
+    except distributions.PackageNotFoundError:
+        return "unknown"
+
+
+def provenance(
+    metadata: Mapping[str, str] | None, labels: Sequence[str] | None, *, tolerance: float, batches: Sequence[int]
+) -> dict[str, str]:
+    """Key and value pairs for `metadata_props`, sorted: tool, versions, the parity that was passed, the caller's own.
+
+    The parity is given as the bound, not as the number measured, which differs in its last digits between CPUs; and
+    there is no date: the same network gives the same bytes.
+
+    Raises:
+        NotExportable: a key that is ours, or something that is not a string.
+    """
+    ours = {
+        "tool": TOOL,
+        "tool_version": tool_version(),
+        "torch_version": torch.__version__,
+        "parity": f"max |onnxruntime - torch| / max |torch| <= {tolerance:g} at batch {', '.join(map(str, batches))}",
+    }
+    if labels is not None:
+        ours["labels"] = json.dumps(list(labels), ensure_ascii=False)
+    given = dict(metadata or {})
+    for key, value in given.items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise NotExportable(
+                f"metadata {key!r}: {value!r} is not a pair of strings", at="metadata", effect="nothing was written",
+                fix="ONNX metadata are strings: use str() or json.dumps()",
+            )
+        if key in ours or key == "labels":
+            raise NotExportable(
+                f"metadata key {key!r} is written by the export itself", at="metadata", effect="nothing was written",
+                fix="use another key; class names go into labels=",
+            )
+    return dict(sorted((ours | given).items()))
