@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,37 +104,37 @@ def _compose(before: Receipt | None, model: nn.Module, kept: Mapping[str, Mappin
     return Receipt(shapes, indices)
 
 
-def _resize_conv(conv: nn.Module) -> None:
-    out, per_group = conv.weight.shape[:2]  # type: ignore[index, misc, union-attr]
+def _resize_conv(conv: Any) -> None:
+    out, per_group = conv.weight.shape[:2]
     if conv.groups > 1 and conv.in_channels == conv.groups:  # depthwise: one group per input channel
-        conv.groups = out // (conv.out_channels // conv.groups)  # type: ignore[operator]
+        conv.groups = out // (conv.out_channels // conv.groups)
     conv.in_channels, conv.out_channels = per_group * conv.groups, out
 
 
-def _resize_transposed(conv: nn.Module) -> None:
-    ins, per_group = conv.weight.shape[:2]  # type: ignore[index, misc, union-attr]
+def _resize_transposed(conv: Any) -> None:
+    ins, per_group = conv.weight.shape[:2]
     if conv.groups > 1:
         conv.groups = ins
     conv.in_channels, conv.out_channels = ins, per_group * conv.groups
 
 
-def _resize_linear(linear: nn.Module) -> None:
-    linear.out_features, linear.in_features = linear.weight.shape  # type: ignore[misc, union-attr]
+def _resize_linear(linear: Any) -> None:
+    linear.out_features, linear.in_features = linear.weight.shape
 
 
-def _resize_norm(norm: nn.Module) -> None:
+def _resize_norm(norm: Any) -> None:
     norm.num_features = next(t for t in (norm.weight, norm.running_mean) if t is not None).shape[0]
 
 
-def _resize_prelu(prelu: nn.Module) -> None:
-    prelu.num_parameters = prelu.weight.shape[0]  # type: ignore[index, union-attr]
+def _resize_prelu(prelu: Any) -> None:
+    prelu.num_parameters = prelu.weight.shape[0]
 
 
-def _resize_embedding(embedding: nn.Module) -> None:
-    embedding.embedding_dim = embedding.weight.shape[1]  # type: ignore[index, union-attr]
+def _resize_embedding(embedding: Any) -> None:
+    embedding.embedding_dim = embedding.weight.shape[1]
 
 
-RESIZE: dict[type[nn.Module], Callable[[nn.Module], None]] = {
+RESIZE: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.Conv1d: _resize_conv,
     nn.Conv2d: _resize_conv,
     nn.Conv3d: _resize_conv,

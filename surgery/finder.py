@@ -1,5 +1,7 @@
 """`trace`: from a network to its channel graph, with every doubt proven or pinned."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from surgery.capture import Captured, ExampleInputs, capture
 from surgery.cut import cut
 from surgery.errors import SurgeryError
 from surgery.graph import ChannelGraph
-from surgery.observe import Observed, observe
+from surgery.observe import Axis, Observed, observe
 from surgery.units import AxisKey, build, resolve
 
 FINDERS = ("names", "torch-pruning")
@@ -88,16 +90,16 @@ def _disproof(
     return None if _same_names(before, after, alive) else "a cut network reads other channels"
 
 
-def _same_names(before: dict[AxisKey, object], after: dict[AxisKey, object], alive: dict[AxisKey, Tensor]) -> bool:
+def _same_names(before: Mapping[AxisKey, Axis], after: Mapping[AxisKey, Axis], alive: Mapping[AxisKey, Tensor]) -> bool:
     """Is there a one-to-one map between the classes of both, valid on every axis?"""
     if before.keys() != after.keys():
         return False
     pairs = []
     for key, axis in before.items():
-        old = axis.names[alive[key]] if key in alive else axis.names  # type: ignore[attr-defined]
-        new = after[key].names  # type: ignore[attr-defined]
+        old = axis.names[alive[key]] if key in alive else axis.names
+        new = after[key].names
         if old.shape != new.shape:
             return False
         pairs.append(torch.stack((old, new)))
     unique = torch.unique(torch.cat(pairs, dim=1), dim=1)
-    return unique.shape[1] == len(unique[0].unique()) == len(unique[1].unique())
+    return bool(unique.shape[1] == len(unique[0].unique()) == len(unique[1].unique()))

@@ -134,7 +134,7 @@ class ChannelGraph:
 
     def summary(self) -> str:
         """A table of the groups and of what is pinned, as text."""
-        rows = [("group", "kind", "units", "writers", "readers")]
+        rows: list[tuple[str, ...]] = [("group", "kind", "units", "writers", "readers")]
         for g in self.groups:
             writers = sum(slot.role == "write" for slot in g.slots)
             rows.append((g.name, g.kind, str(g.units), str(writers), str(len(g.readers))))
@@ -148,8 +148,10 @@ class ChannelGraph:
 
 def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]:
     """Lines of a plain table; the first row is its head, columns in `right` are right-aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join(cells).rstrip()
+
+    return [line(row) for row in rows]

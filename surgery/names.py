@@ -27,15 +27,15 @@ class Names:
         return torch.arange(self.count - n, self.count)
 
     def tie(self, a: Tensor, b: Tensor) -> None:
-        """Join `a` and `b` element by element (same shape); NEUTRAL ties nothing."""
-        pairs = torch.stack((a.reshape(-1), b.reshape(-1)))
+        """Join `a` and `b` element by element (shapes that broadcast); NEUTRAL ties nothing."""
+        pairs = torch.stack(torch.broadcast_tensors(dense(a), dense(b))).flatten(1)  # type: ignore[no-untyped-call]
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs != NEUTRAL).all(0)]
         if pairs.numel():
-            self.edges.append(torch.unique(pairs, dim=1))
+            self.edges.append(pairs.unique(dim=1))
 
     def pin(self, names: Tensor, reason: str) -> None:
         """Forbid the removal of every channel in `names` (any shape)."""
-        found = torch.unique(dense(names))
+        found = dense(names).unique()
         self.pins.append((found[found != NEUTRAL], reason))
 
     def classes(self) -> Tensor:

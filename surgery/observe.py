@@ -87,11 +87,11 @@ class _Run:
 
     def _placeholder(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
-        if node.name in self.captured.states:
-            name = self.captured.states[node.name]
-            return State(self.canonical.get(name, name), value.shape)
         if not isinstance(value, Tensor):
             return value
+        if node.name in self.captured.states:
+            state = self.captured.states[node.name]
+            return State(self.canonical.get(state, state), value.shape)
         if node.name not in self.captured.inputs:
             return _expanded(NEUTRAL, value.shape)  # a tensor constant of the forward
         name = self.seen.names.fresh(1)
@@ -99,7 +99,7 @@ class _Run:
         self.seen.names.pin(name, "model input")
         return name.view([1] * value.dim()).expand(value.shape)
 
-    def _subgraph(self, module: fx.GraphModule, values: list[Any]) -> list[Any]:
+    def _subgraph(self, module: Any, values: list[Any]) -> list[Any]:
         """Interpret one graph; returns its outputs as a flat list."""
         env: dict[fx.Node, Any] = {}
         nodes = list(module.graph.nodes)
@@ -120,8 +120,8 @@ class _Run:
         return []
 
     def _call(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-        args = fx.node.map_arg(node.args, lambda n: env[n])
-        kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n])
+        args: Any = fx.node.map_arg(node.args, lambda n: env[n])
+        kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: env[n])
         call = Call(self, node, dict(kwargs))
         if call.name in INLINED:
             at = INLINED[call.name]
@@ -183,7 +183,7 @@ class Call:
         """The names along `axis`, shape (channels,); names that share an index are tied."""
         small = dense(self.element_names(x)).movedim(axis, 0).flatten(1)
         names = torch.where((small == NEUTRAL).all(1), NEUTRAL, small.max(1).values)
-        self.names.tie(small, names[:, None].expand_as(small))
+        self.names.tie(small, names[:, None])
         return names.expand(x.shape[axis]) if names.numel() == 1 else names
 
     def element_names(self, value: Any) -> Tensor:
@@ -255,10 +255,10 @@ class Call:
 
     def check_mutation(self, args: tuple[Any, ...], result: Any) -> None:
         """An in-place write of channels into a constant is lost to later readers of the constant."""
-        if self.mutable and isinstance(result, Tensor) and isinstance(args[0], Tensor):
-            before, after = torch.broadcast_tensors(dense(args[0]), dense(result))
-            if ((before == NEUTRAL) & (after != NEUTRAL)).any():
-                raise CannotFollow("writes channels into a constant in place")
+        if not (self.mutable and isinstance(result, Tensor) and isinstance(args[0], Tensor)):
+            return
+        if ((dense(args[0]) == NEUTRAL) & (dense(result) != NEUTRAL)).any():
+            raise CannotFollow("writes channels into a constant in place")
 
     def pin_everything(self, values: list[Any], reason: str) -> Any:
         """Pin all that goes in; what comes out carries one pinned name."""

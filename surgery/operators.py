@@ -41,7 +41,7 @@ def convolution(call: "Call", x: Any, weight: Any, bias: Any = None, *rest: Any)
     else:
         _grouped_by_module(call, weight, names)
         read = names.view(groups, per_group)
-        call.names.tie(read, read[:1].expand_as(read))
+        call.names.tie(read, read[:1])
         call.read(weight, 1, read[0])
         written = call.names.fresh(out // groups).repeat(groups)
         call.write(weight, 0, written)
@@ -169,6 +169,13 @@ def indexed(call: "Call", x: Tensor, axis: int = 0, *rest: Any) -> Any:
     return call.run(x, axis, *rest)
 
 
+def pixel_shuffle(call: "Call", x: Tensor, factor: int) -> Tensor:
+    """The factor**2 channels that share an output channel are laid side by side in space: they are tied."""
+    blocks = call.vector(x, x.dim() - 3).view(-1, factor**2)
+    call.names.tie(blocks, blocks[:, :1])
+    return call.spread(blocks[:, 0], x.dim() - 3)
+
+
 def roll(call: "Call", x: Tensor, shifts: list[int], axes: list[int] | None = None) -> Tensor:
     if not axes or {a % x.dim() for a in axes} & set(varying(x)):
         raise CannotFollow(f"shifts channels by {shifts}, a constant of the forward")
@@ -182,7 +189,7 @@ def chunk(call: "Call", x: Tensor, chunks: int, axis: int = 0) -> list[Tensor]:
         if len({part.shape for part in parts}) > 1:
             raise CannotFollow("of channels into unequal parts")
         for part in parts[1:]:
-            call.names.tie(dense(part), dense(parts[0]))
+            call.names.tie(part, parts[0])
     return parts
 
 
@@ -238,13 +245,16 @@ def mixing(call: "Call", x: Tensor, axes: Any = None, *rest: Any, **kwargs: Any)
 
 
 def reduction(call: "Call", x: Tensor, axes: Any = None, keepdim: bool = False, *_: Any, **__: Any) -> Any:
-    """Reduces `axes` (all, if None): harmless unless channels lie there."""
+    """Reduces `axes` (all, if None). Names that differ there (a stack of branches) are tied, unless all channels do."""
     axes = range(x.dim()) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
     axes = sorted(a % x.dim() for a in axes)
-    if set(axes) & set(varying(x)):
+    if varying(x) and set(varying(x)) <= set(axes):
         raise CannotFollow("reduces over the channels")
     for axis in reversed(axes):
-        x = x.narrow(axis, 0, 1) if keepdim else x.select(axis, 0)
+        first = x.narrow(axis, 0, 1)
+        if axis in varying(x):
+            call.names.tie(first, x)
+        x = first if keepdim else first.squeeze(axis)
     return x
 
 
@@ -303,7 +313,7 @@ RULES: dict[str, Rule] = {
     ),
     **_rows(
         movement,
-        "expand_as flip movedim permute pixel_shuffle pixel_unshuffle repeat repeat_interleave squeeze swapaxes "
+        "expand_as flip movedim permute pixel_unshuffle repeat repeat_interleave squeeze swapaxes "
         "t transpose unsqueeze channel_shuffle",
     ),
     **_rows(reshape, "view reshape _unsafe_view"),
@@ -311,6 +321,7 @@ RULES: dict[str, Rule] = {
     **_rows(flatten, "flatten"),
     **_rows(sliced, "slice"),
     **_rows(indexed, "select narrow unbind"),
+    **_rows(pixel_shuffle, "pixel_shuffle"),
     **_rows(roll, "roll"),
     **_rows(chunk, "chunk"),
     **_rows(split, "split split_with_sizes tensor_split"),

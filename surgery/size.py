@@ -1,6 +1,5 @@
 """Parameters and multiply-adds as a function of which units are open. Exact for a keep, differentiable for chances."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +77,7 @@ class SizeModel:
 
     def keep(self, flat: Tensor) -> dict[str, Tensor]:
         """A boolean vector of shape (units,) as a keep."""
-        parts = flat.cpu().split([g.units for g in self.graph.groups])
+        parts = torch.split(flat.cpu(), [g.units for g in self.graph.groups])
         return {group.name: part.clone() for group, part in zip(self.graph.groups, parts, strict=True)}
 
     def _sum(self, open_: Tensor, coefficients: Tensor) -> Tensor:
@@ -91,6 +90,3 @@ class SizeModel:
         weights = open_.double()[self._unit] * self._count
         lengths = self._fixed.index_add(0, self._axis, weights)
         return (coefficients * lengths[self._axes].prod(1)).sum()
-
-
-Cost = Callable[[Tensor], Tensor]

@@ -77,8 +77,7 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.M
 def _persistent(model: nn.Module) -> dict[str, Tensor]:
     """What a state_dict holds, tied tensors once, as the registered objects."""
     stored = model.state_dict(keep_vars=True)
-    seen: set[int] = set()
-    return {n: t for n, t in stored.items() if isinstance(t, Tensor) and not (id(t) in seen or seen.add(id(t)))}
+    return {name: tensor for name, tensor in states(model).items() if stored.get(name) is tensor}
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:

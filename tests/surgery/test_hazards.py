@@ -1,0 +1,38 @@
+"""Every hazard of the zoo is cut exactly, or pinned with a reason that names the operator."""
+
+import pytest
+import torch
+from oracle import gated_output, random_keep, relative_error
+from zoo import ZOO, Case, randomised
+
+import surgery
+
+
+@pytest.mark.parametrize("case", ZOO.values(), ids=ZOO.keys())
+def test_cut_computes_what_the_gated_network_does(case: Case) -> None:
+    model = randomised(case.build()).double().eval()
+    x = torch.randn(case.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    graph = surgery.trace(model, x)
+    names = [group.name for group in graph.groups]
+    assert [name for name in case.free if name not in names] == [], graph.summary()
+    if case.pinned:
+        assert any(case.pinned in pin.reason for pin in graph.pinned), graph.summary()
+    for seed in range(4):
+        keep = random_keep(graph, seed)
+        small = surgery.cut(model, graph, keep)
+        expected = gated_output(model, graph, keep, x)
+        assert relative_error(expected, small(x)) < 1e-12
+        assert surgery.check_equal(surgery.mask(model, graph, keep), small, x) < 1e-12
+        other = x[:1].repeat(3, 1, 1, 1)
+        assert small(other) is not None  # another batch size runs too
+
+
+def test_a_wrong_slice_is_seen() -> None:
+    model = randomised(ZOO["residual"].build()).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    graph = surgery.trace(model, x)
+    keep = {"a": torch.tensor([True, True, True, False, True, True])}
+    wrong = {"a": torch.tensor([True, True, False, True, True, True])}
+    with pytest.raises(surgery.NotEqual, match="differs by"):
+        surgery.check_equal(surgery.mask(model, graph, keep), surgery.cut(model, graph, wrong), x)
+    assert relative_error(gated_output(model, graph, keep, x), surgery.cut(model, graph, wrong)(x)) > 1e-3

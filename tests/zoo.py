@@ -1,0 +1,433 @@
+"""Tiny networks, each named by its hazard. `free` says which layers must have a group; `pinned` words of the reason."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Case:
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    free: tuple[str, ...] = ()
+    pinned: str = ""
+
+
+class Plain(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(12, 5),
+        )
+
+
+class Net(nn.Module):
+    """A stem of 8 channels, `body` of the case, a head on 8 channels by default."""
+
+    def __init__(self, head: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(head, 5)
+
+    def body(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+class Residual(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.bn = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = self.bn(self.b(F.relu(self.a(x))))
+        y += x
+        return F.relu_(y)
+
+
+class ConcatThenAdd(Net):
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.a, self.b, self.c = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 16, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.cat([self.a(x), self.b(x)], 1) + self.c(x)
+
+
+class DenseConcat(Net):
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.a, self.b = nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(12, 4, 3, padding=1)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = torch.cat([x, self.a(x)], 1)
+        return torch.cat([y, self.b(F.relu(y))], 1)
+
+
+class SelfConcat(Net):
+    def __init__(self) -> None:
+        super().__init__(16)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x.sigmoid()], 1)
+
+
+class ChunkGate(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(8, 16, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        u, v = self.a(x).chunk(2, 1)
+        return u * v.sigmoid()
+
+
+class SplitConstants(Net):
+    def body(self, x: Tensor) -> Tensor:
+        u, v = torch.split(x, [4, 4], 1)
+        return torch.cat([v, u], 1)
+
+
+class ChannelShuffle(Net):
+    def body(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class Flip(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return x + x.flip(1)
+
+
+class RollChannels(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return x + x.roll(1, 1)
+
+
+class SliceChannels(Net):
+    def __init__(self) -> None:
+        super().__init__(4)
+
+    def body(self, x: Tensor) -> Tensor:
+        return x[:, :4]
+
+
+class PixelShuffle(Net):
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x, 2)
+
+
+class ViewOfShape(Net):
+    """Squeeze and excitation in its oldest spelling: sizes taken from the tensor, so they follow the cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        b, c, _, _ = x.size()
+        y = F.adaptive_avg_pool2d(x, 1).view(b, c)
+        return x * self.excite(self.squeeze(y).relu()).sigmoid().view(b, c, 1, 1)
+
+
+class ViewConstant(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return x.view(-1, 8, 64)[..., None]
+
+
+class FlattenToLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(F.relu(self.a(x)), 1))
+
+
+class StackMean(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.stack([x, self.a(x)]).mean(0)
+
+
+class MeanOverChannels(Net):
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return x.mean(1, keepdim=True)
+
+
+class BroadcastMask(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = nn.Conv2d(8, 1, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * self.mask(x).sigmoid()
+
+
+class Depthwise(Net):
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.depth, self.point = nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.Conv2d(16, 6, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.point(F.relu(self.depth(x)))
+
+
+class FunctionalDepthwise(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=1, groups=8)
+
+
+class Grouped(Net):
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.a = nn.Conv2d(8, 12, 3, groups=2)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(x).relu()
+
+
+class Transposed(Net):
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.depth = nn.ConvTranspose2d(6, 6, 2, stride=2, groups=6)
+        self.down = nn.Conv2d(6, 4, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.down(self.depth(self.up(x).relu()))
+
+
+class Conv1dAnd3d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv3d(3, 6, 1), nn.Conv1d(6, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x[:, :, None]).squeeze(2).flatten(2)
+        return self.head(self.b(y.relu()).amax(2))
+
+
+class SharedModule(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(self.a(x).relu())
+
+
+class TiedWeight(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.b.weight = self.a.weight
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu())
+
+
+class BareScale(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.randn(8, 1, 1)), nn.Parameter(torch.randn(1, 8, 8, 8))
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+class BufferScale(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.rand(1, 8, 1, 1))
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class ConstantScale(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return x * torch.linspace(1, 2, 8).view(1, 8, 1, 1)
+
+
+class ConstantShortcut(Net):
+    """The parameter-free shortcut of CIFAR ResNets: every second pixel, channels padded with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.a, self.b = nn.Conv2d(8, 6, 3, stride=2, padding=1), nn.Conv2d(6, 16, 3, padding=1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+
+
+class CoordinateConcat(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(9, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        ramp = torch.linspace(0, 1, x.shape[3]).expand(x.shape[0], 1, x.shape[2], -1)
+        return self.a(torch.cat([x, ramp], 1)).relu()
+
+
+class WriteIntoConstant(Net):
+    def body(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x[:, :1]).expand(-1, 8, -1, -1).clone()
+        out += x
+        return out
+
+
+class WeightNorm(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(x).relu()
+
+
+class NoGradStem(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.stem(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Detach(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return x + x.detach().sigmoid()
+
+
+class TwoHeads(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.other = nn.Conv2d(8, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        y = self.stem(x)
+        z = self.a(y)
+        return {"feature": z, "logits": self.head(y.mean((2, 3))), "aux": self.other(z.mean((2, 3)))}
+
+
+class GroupNorm(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a = nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(self.norm(x)).relu()
+
+
+class LayerNormMlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(3, 8), nn.LayerNorm(8)
+        self.up, self.down, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        return self.head((x + self.down(F.gelu(self.up(self.norm(x))))).mean(1))
+
+
+class PreluSigmoid(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.norm, self.a = nn.PReLU(8), nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(self.norm(self.act(x))).sigmoid()
+
+
+class SoftmaxOverChannels(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return x.softmax(1)
+
+
+class UnknownOperator(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return x + x.sort(1).values
+
+
+class NothingFree(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.only(x.mean((2, 3)))
+
+
+ZOO: dict[str, Case] = {
+    "plain": Case(Plain, (2, 3, 8, 8), free=("0", "3")),
+    "residual": Case(Residual, (2, 3, 8, 8), free=("stem.0", "a")),
+    "concat_then_add": Case(ConcatThenAdd, (2, 3, 8, 8), free=("stem.0", "a", "b")),
+    "dense_concat": Case(DenseConcat, (2, 3, 8, 8), free=("stem.0", "a", "b")),
+    "self_concat": Case(SelfConcat, (2, 3, 8, 8), free=("stem.0",)),
+    "chunk_gate": Case(ChunkGate, (2, 3, 8, 8), free=("stem.0", "a")),
+    "split_constants": Case(SplitConstants, (2, 3, 8, 8), pinned="split"),
+    "channel_shuffle": Case(ChannelShuffle, (2, 3, 8, 8), pinned="splits the channels"),
+    "flip": Case(Flip, (2, 3, 8, 8), free=("stem.0",)),
+    "roll_channels": Case(RollChannels, (2, 3, 8, 8), pinned="roll"),
+    "slice_channels": Case(SliceChannels, (2, 3, 8, 8), pinned="slice"),
+    "pixel_shuffle": Case(PixelShuffle, (2, 3, 8, 8), free=("stem.0",)),
+    "view_of_shape": Case(ViewOfShape, (2, 3, 8, 8), free=("stem.0", "squeeze")),
+    "view_constant": Case(ViewConstant, (2, 3, 8, 8), pinned="view"),
+    "flatten_to_linear": Case(FlattenToLinear, (2, 3, 8, 8), free=("a",)),
+    "stack_mean": Case(StackMean, (2, 3, 8, 8), free=("stem.0",)),
+    "mean_over_channels": Case(MeanOverChannels, (2, 3, 8, 8), pinned="reduces over the channels"),
+    "broadcast_mask": Case(BroadcastMask, (2, 3, 8, 8), free=("stem.0",), pinned="broadcasts"),
+    "depthwise": Case(Depthwise, (2, 3, 8, 8), free=("stem.0", "point")),
+    "functional_depthwise": Case(FunctionalDepthwise, (2, 3, 8, 8), pinned="group count"),
+    "grouped": Case(Grouped, (2, 3, 8, 8), free=("stem.0", "a")),
+    "transposed": Case(Transposed, (2, 3, 8, 8), free=("stem.0", "up", "down")),
+    "conv_1d_3d": Case(Conv1dAnd3d, (2, 3, 8, 8), free=("a", "b")),
+    "shared_module": Case(SharedModule, (2, 3, 8, 8), free=("stem.0",)),
+    "tied_weight": Case(TiedWeight, (2, 3, 8, 8), free=("stem.0",)),
+    "bare_scale": Case(BareScale, (2, 3, 8, 8), free=("stem.0",)),
+    "buffer_scale": Case(BufferScale, (2, 3, 8, 8), free=("stem.0",)),
+    "constant_scale": Case(ConstantScale, (2, 3, 8, 8), pinned="constant"),
+    "constant_shortcut": Case(ConstantShortcut, (2, 3, 8, 8), free=("a",), pinned="pads"),
+    "coordinate_concat": Case(CoordinateConcat, (2, 3, 8, 8), free=("stem.0", "a")),
+    "write_into_constant": Case(WriteIntoConstant, (2, 3, 8, 8), pinned="constant"),
+    "weight_norm": Case(WeightNorm, (2, 3, 8, 8), pinned="itself computed"),
+    "no_grad_stem": Case(NoGradStem, (2, 3, 8, 8), free=("stem.0",)),
+    "detach": Case(Detach, (2, 3, 8, 8), free=("stem.0",)),
+    "two_heads": Case(TwoHeads, (2, 3, 8, 8), free=("stem.0",), pinned="model output"),
+    "group_norm": Case(GroupNorm, (2, 3, 8, 8), free=("a",), pinned="group_norm"),
+    "layer_norm_mlp": Case(LayerNormMlp, (2, 3, 8, 8), free=("up",), pinned="layer_norm"),
+    "prelu_sigmoid": Case(PreluSigmoid, (2, 3, 8, 8), free=("stem.0", "a")),
+    "softmax_over_channels": Case(SoftmaxOverChannels, (2, 3, 8, 8), pinned="across the channels"),
+    "unknown_operator": Case(UnknownOperator, (2, 3, 8, 8), pinned="sort"),
+    "nothing_free": Case(NothingFree, (2, 3, 8, 8)),
+}
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """`model` with every parameter and statistic random, so that no check passes by accident."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point():
+                scale = 0.5 if tensor.dim() < 2 else 1.5 / tensor[0].numel() ** 0.5
+                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                tensor.copy_(1 + 0.3 * noise.abs() if "var" in name else scale * noise)
+    return model
