@@ -99,8 +99,8 @@ def load_data(
     - `mnist:PATH`: the unpacked idx files in PATH/MNIST/raw.
     - `imagefolder:PATH`: PATH/train/CLASS/ and PATH/val/CLASS/, or PATH/CLASS/ of which a fifth is held out; S = 224.
       The shorter side becomes 256/224 of S, then the centre is cropped, as for torchvision's ImageNet weights.
-    - `npz:PATH`: train_images, train_labels, val_images, val_labels. uint8 (N, H, W, C) is scaled to 0..1 and normalised
-      by `mean` and `std` (C,) of the same file, or else of the training images; float (N, C, H, W) is left as it is.
+    - `npz:PATH`: train_images, train_labels, val_images, val_labels. uint8 (N, H, W, C) becomes 0..1 and is normalised
+      by `mean` and `std` (C,) of the file, or else of the training images; float (N, C, H, W) is left as it is.
     - `package.module:function`: what the user's function returns, `(train, val)` or `Data`. This imports and runs the
       user's code. The batches of `(train, val)` are read once from end to end, to check and count them.
 
