@@ -1,0 +1,100 @@
+"""Timing several candidates side by side: in every round each runs once, in random order.
+
+One after the other, a change of the machine's load falls on one candidate and looks like a difference between them: an
+identical pair came out up to 26 % apart that way, and 4 % in interleaved rounds.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from export.errors import CannotMeasure
+
+WARM_UP_RUNS = 10
+WARM_UP_SECONDS = 0.2
+MIN_ROUNDS = 100
+# A slow network may take this many times the seconds asked for to reach MIN_ROUNDS; after that, this many rounds do.
+PATIENCE = 4
+MIN_ROUNDS_SLOW = 30
+# More add nothing to the interval, only to the file of raw samples.
+MAX_ROUNDS = 20_000
+# A visit shorter than this is mostly clock and call: the candidate runs several times, and the sample is their mean.
+VISIT_NS = 200_000
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Milliseconds per run, (candidates, rounds), in the order of the rounds, and how many runs one sample averages."""
+
+    milliseconds: npt.NDArray[np.float64]
+    runs_per_sample: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return int(self.milliseconds.shape[1])
+
+    @property
+    def short(self) -> bool:
+        """Fewer rounds than usual, because a run takes so long."""
+        return self.count < MIN_ROUNDS
+
+
+def run_rounds(
+    candidates: Sequence[Callable[[], object]],
+    *,
+    seconds: float,
+    seed: int,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> Rounds:
+    """Warm up every candidate, then run rounds for about `seconds`, but at least MIN_ROUNDS of them.
+
+    Where MIN_ROUNDS would take more than PATIENCE times `seconds`, MIN_ROUNDS_SLOW are enough: the time is bounded by
+    the larger of PATIENCE * seconds and MIN_ROUNDS_SLOW rounds, plus the warm-up.
+
+    Args:
+        clock: a monotonic clock in nanoseconds.
+
+    Raises:
+        CannotMeasure: `seconds` is not positive.
+    """
+    if not seconds > 0:
+        raise CannotMeasure(
+            f"{seconds} seconds asked", at="seconds", effect="nothing was run", fix="ask for more than 0"
+        )
+    repeats = [max(1, -(-VISIT_NS // max(1, _warm_up(run, clock)))) for run in candidates]
+    order = np.random.default_rng(seed)
+    rows: list[list[float]] = []
+    start = clock()
+    while len(rows) < MAX_ROUNDS:
+        elapsed = (clock() - start) / 1e9
+        if elapsed >= seconds and len(rows) >= MIN_ROUNDS:
+            break
+        if elapsed >= PATIENCE * seconds and len(rows) >= MIN_ROUNDS_SLOW:
+            break
+        row = [0.0] * len(candidates)
+        for index in order.permutation(len(candidates)):
+            row[index] = _visit(candidates[index], repeats[index], clock)
+        rows.append(row)
+    return Rounds(np.array(rows).T, tuple(repeats))
+
+
+def _visit(run: Callable[[], object], repeats: int, clock: Callable[[], int]) -> float:
+    """Milliseconds per run."""
+    start = clock()
+    for _ in range(repeats):
+        run()
+    return (clock() - start) / 1e6 / repeats
+
+
+def _warm_up(run: Callable[[], object], clock: Callable[[], int]) -> int:
+    """Run until caches, allocator and clock speed have settled; the nanoseconds of a settled run."""
+    durations: list[int] = []
+    start = clock()
+    while len(durations) < WARM_UP_RUNS or clock() - start < WARM_UP_SECONDS * 1e9:
+        before = clock()
+        run()
+        durations.append(clock() - before)
+    return int(np.median(durations[len(durations) // 2 :]))
