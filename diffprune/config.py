@@ -39,7 +39,7 @@ class Config(BaseModel):
     macs: float | None = Field(default=None, gt=0, le=1, description="a MACs share, above 0 and at most 1")
     params: float | None = Field(default=None, gt=0, le=1, description="a parameter share, above 0 and at most 1")
     speedup: float | None = Field(default=None, gt=1, description="dense latency / pruned latency, above 1")
-    epochs: float = Field(default=5, ge=0, description="epochs of search and recovery, 0 or more; 0 only calibrates")
+    epochs: float = Field(default=5.0, ge=0, description="epochs of search and recovery, 0 or more; 0 only calibrates")
     parent_epochs: int = Field(default=0, ge=0, description="epochs that train the dense parent first, 0 or more")
     batch: int = Field(default=128, ge=1, description="images in a batch, 1 or more")
     image_size: int | None = Field(default=None, ge=1, description="pixels, 1 or more")

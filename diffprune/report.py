@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
@@ -96,7 +97,7 @@ def summary_table(report: Mapping[str, Any]) -> Table:
 def render(report: Mapping[str, Any]) -> str:
     """One self-contained page of HTML without scripts; every text in the report is escaped."""
     environment = Environment(
-        loader=PackageLoader("diffprune"),
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
