@@ -1,0 +1,122 @@
+"""Gates on a network: they multiply the weights of the layers that read a channel."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from diffprune.errors import NothingToCut
+from diffprune.gates import GATES, Gate
+from surgery import ChannelGraph, SizeModel
+
+
+class GatedModel(nn.Module):
+    """`model` whose readers see W[:, c] * gate[unit of c]. One sample per forward in training, hard gates in eval.
+
+    `logits` is one flat parameter, shape (units,), float32; `shift` is added to all of them (the budget's scalar).
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, gate: Gate) -> None:
+        super().__init__()
+        if not graph.groups:
+            raise NothingToCut(
+                "the network has no channel that may be removed",
+                at=f"{len(graph.pinned)} pinned entries, first: {graph.pinned[0].reason if graph.pinned else 'none'}",
+                effect="no gates were attached",
+                fix="graph.summary() lists what is pinned and why",
+            )
+        self.model, self.graph, self.gate = copy.deepcopy(model), graph, gate
+        self.size = SizeModel(graph)
+        device = next(model.parameters()).device
+        self.logits = nn.Parameter(torch.full((graph.units,), 1.0, device=device))
+        self.register_buffer("shift", torch.zeros((), device=device))
+        sizes = torch.tensor([group.units for group in graph.groups])
+        self.register_buffer("group", torch.arange(len(sizes)).repeat_interleave(sizes).to(device))
+        self._readers = _reader_axes(graph)
+        for i, (_, axis, index) in enumerate(self._readers):
+            self.register_buffer(f"reader_{i}", index.to(device), persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        gates = self.sample() if self.training else self.hard()
+        return functional_call(self.model, self.gated_weights(gates), args, kwargs)
+
+    def sample(self) -> Tensor:
+        """Gates of one step, shape (units,), differentiable in the logits."""
+        return self.gate.sample(self.logits + self.shift, self.group)
+
+    def hard(self) -> Tensor:
+        """Gates without noise, shape (units,)."""
+        return self.gate.hard(self.logits + self.shift)
+
+    def chance(self) -> Tensor:
+        """Probability that each unit is open, shape (units,), differentiable in the logits."""
+        return self.gate.chance(self.logits + self.shift)
+
+    def keep(self) -> dict[str, Tensor]:
+        """Which units are open without noise: per group a boolean of shape (units,)."""
+        return self.size.keep(self.hard().detach() > 0)
+
+    def closed(self) -> dict[str, Tensor]:
+        """The opposite of `keep`."""
+        return {name: ~flags for name, flags in self.keep().items()}
+
+    def parameters_of_gates(self) -> list[nn.Parameter]:
+        """For an optimizer group of their own: a large learning rate, no weight decay."""
+        return [self.logits]
+
+    def parameters_of_model(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    def gated_weights(self, gates: Tensor) -> dict[str, Tensor]:
+        """The weights of all readers, multiplied by `gates` of shape (units,)."""
+        tensors = dict(self.model.named_parameters())
+        factors = torch.cat((gates, gates.new_ones(1)))
+        weights: dict[str, Tensor] = {}
+        for i, (name, axis, _) in enumerate(self._readers):
+            weight = weights.get(name, tensors[name])
+            shape = [-1 if a == axis else 1 for a in range(weight.dim())]
+            weights[name] = weight * factors[getattr(self, f"reader_{i}")].view(shape).to(weight.dtype)
+        return weights
+
+    def folded(self, keep: Tensor | None = None) -> nn.Module:
+        """A plain copy of the network with the hard gates written into the weights.
+
+        `keep`, a boolean of shape (units,), decides what is open instead of the logits: what it re-opens gets the
+        smallest open gate, what it closes zero.
+        """
+        gates = self.hard().detach()
+        if keep is not None:
+            lowest = gates[gates > 0].min() if (gates > 0).any() else gates.new_ones(())
+            gates = torch.where(gates > 0, gates, lowest) * keep.to(gates)
+        plain = copy.deepcopy(self.model)
+        with torch.no_grad():
+            tensors = dict(plain.named_parameters())
+            for name, weight in self.gated_weights(gates).items():
+                tensors[name].copy_(weight)
+        return plain
+
+
+def attach(model: nn.Module, graph: ChannelGraph, *, gate: str | Gate = "diffprune") -> GatedModel:
+    """A copy of `model` with gates on every free unit of `graph`, all open at first.
+
+    `gate` is a family by name ("diffprune", "diffprune-deterministic", "hard-concrete") or an object with the
+    methods of `gates.Gate`. Raises NothingToCut.
+    """
+    if isinstance(gate, str) and gate not in GATES:
+        raise ValueError(f"gate is one of {', '.join(GATES)}; got {gate!r}")
+    return GatedModel(model, graph, GATES[gate] if isinstance(gate, str) else gate)
+
+
+def _reader_axes(graph: ChannelGraph) -> list[tuple[str, int, Tensor]]:
+    """Per reader axis the unit at each index, in the flat order of `SizeModel`; pinned indices point past the end."""
+    index: dict[tuple[str, int], Tensor] = {}
+    start = 0
+    for group in graph.groups:
+        for slot in group.readers:
+            length = graph.shapes[slot.tensor][slot.axis]
+            units = index.setdefault((slot.tensor, slot.axis), torch.full((length,), graph.units))
+            units[slot.positions] = torch.arange(start, start + group.units)[:, None].expand_as(slot.positions)
+        start += group.units
+    return [(tensor, axis, units) for (tensor, axis), units in index.items()]

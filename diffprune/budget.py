@@ -1,0 +1,167 @@
+"""Budgets: what may remain of a network, met by construction during the search and exactly at its end."""
+
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from diffprune.errors import BadBudget, BudgetUnreachable
+from diffprune.gates import Gate
+from surgery import SizeModel
+
+TOLERANCE = 0.02
+"""A structure this close below its budget has met it."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The share of the dense cost that may remain: exactly one of `macs` and `params`, in (0, 1].
+
+    `speedup` (dense latency / pruned latency) is part of the contract but not met yet: it is refused.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        if len(given) != 1:
+            raise _bad(f"exactly one of macs, params and speedup is asked; got {given or 'none'}")
+        if self.speedup is not None:
+            raise _bad(
+                f"a budget of speedup={self.speedup} cannot be searched for yet",
+                fix="ask for macs=... with round_to='auto'; on aligned widths the speed-up is close to 1 / macs",
+            )
+        if not 0 < self.share <= 1:
+            raise _bad(f"{self.kind} is a share of the dense cost, above 0 and at most 1; got {self.share:g}")
+
+    @property
+    def kind(self) -> str:
+        return "macs" if self.macs is not None else "params"
+
+    @property
+    def share(self) -> float:
+        return float(self.macs if self.macs is not None else self.params or 0.0)
+
+    def cost(self, size: SizeModel, open_: Tensor) -> Tensor:
+        """The cost of `open_`, shape (units,), values in [0, 1], as a share of the dense one. float64 scalar."""
+        cost = size.macs if self.kind == "macs" else size.params
+        return cost(open_) / cost(torch.ones_like(open_, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Landing:
+    """A structure that meets its budget: `flat` units kept, shape (units,); `note` says why it falls short, if so."""
+
+    flat: Tensor
+    reached: float
+    note: str | None
+
+
+def shift_for(budget: Budget, size: SizeModel, gate: Gate, logits: Tensor, share: float, start: float) -> float:
+    """The scalar that, added to all `logits`, makes the expected cost `share` of the dense one. By bisection."""
+
+    def cost(shift: float) -> float:
+        return float(budget.cost(size, gate.chance(logits + shift)))
+
+    low, high, width = start - 0.25, start + 0.25, 0.5
+    while cost(low) > share and width < 1e3:
+        low, width = low - width, 2 * width
+    while cost(high) < share and width < 1e3:
+        high, width = high + width, 2 * width
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) < share else (low, middle)
+    return (low + high) / 2
+
+
+def steps(size: SizeModel, round_to: int) -> list[int]:
+    """Per group, how many units make one step of its width.
+
+    Widths are kept multiples of `round_to` where the dense width is one, else of their greatest common divisor: no
+    width comes to lie worse on the grid than it was.
+    """
+    found = []
+    for group in size.graph.groups:
+        channels = group.readers[0].positions.shape[1]
+        grid = gcd(round_to, group.units * channels)
+        found.append(grid // gcd(grid, channels))
+    return found
+
+
+def land(budget: Budget, size: SizeModel, scores: Tensor, *, round_to: int = 1) -> Landing:
+    """The largest structure within the budget that keeps the best `scores`, shape (units,).
+
+    Every group keeps at least one step of its width, widths are rounded up to steps by re-opening the best closed
+    units, and a threshold on the scores is bisected on the true cost. What is left of the budget is then filled step
+    by step in the order of the scores. Raises BudgetUnreachable.
+    """
+    grid = steps(size, round_to)
+    parts = scores.detach().cpu().double().split([g.units for g in size.graph.groups])
+    order = [part.argsort(descending=True, stable=True) for part in parts]
+
+    def widths(threshold: float) -> list[int]:
+        asked = [max(int((part > threshold).sum()), 1) for part in parts]
+        return [min(-(-n // step) * step, len(part)) for n, step, part in zip(asked, grid, parts, strict=True)]
+
+    def opened(counts: list[int]) -> Tensor:
+        flags = [torch.zeros(len(part), dtype=torch.bool) for part in parts]
+        for flag, ranked, n in zip(flags, order, counts, strict=True):
+            flag[ranked[:n]] = True
+        return torch.cat(flags)
+
+    def cost(counts: list[int]) -> float:
+        return float(budget.cost(size, opened(counts).double()))
+
+    levels = torch.cat(parts).unique().tolist()
+    least = widths(levels[-1])
+    if cost(least) > budget.share:
+        raise unreachable(budget, cost(least), round_to)
+    low, high = -1, len(levels) - 1  # levels[high] fits; index -1 stands for everything open
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(widths(levels[middle])) <= budget.share else (middle, high)
+    counts = [len(part) for part in parts] if budget.share == 1 else widths(levels[high])
+    counts = _fill(counts, grid, parts, order, lambda c: cost(c) <= budget.share)
+    reached = cost(counts)
+    short = reached < budget.share * (1 - TOLERANCE)
+    note = f"no further step of {round_to} channels fits into the rest of the budget" if short else None
+    return Landing(opened(counts), reached, note)
+
+
+def _fill(counts: list[int], grid: list[int], parts: tuple[Tensor, ...], order: list[Tensor], fits: object) -> list[int]:
+    """Add steps, best next score first, while any fits."""
+    counts, open_groups = list(counts), set(range(len(counts)))
+    while open_groups:
+        nexts = {i: float(parts[i][order[i][counts[i]]]) for i in open_groups if counts[i] < len(parts[i])}
+        if not nexts:
+            break
+        best = max(nexts, key=lambda i: nexts[i])
+        trial = [min(n + grid[best], len(parts[best])) if i == best else n for i, n in enumerate(counts)]
+        if fits(trial):  # type: ignore[operator]
+            counts = trial
+        else:
+            open_groups.discard(best)
+    return counts
+
+
+def least_share(budget: Budget, size: SizeModel, round_to: int = 1) -> float:
+    """The smallest share of the dense cost that the free channels allow, with one step of every group left."""
+    flags = [torch.arange(g.units) < min(n, g.units) for g, n in zip(size.graph.groups, steps(size, round_to), strict=True)]
+    return float(budget.cost(size, torch.cat(flags).double()))
+
+
+def unreachable(budget: Budget, least: float, round_to: int) -> BudgetUnreachable:
+    return BudgetUnreachable(
+        f"{budget.share:.3g} of the dense {budget.kind} is asked; the least reachable is {least:.3g}",
+        at=f"every group keeps at least one step of its width, widths are multiples of {round_to} where they were",
+        effect="nothing was searched or cut",
+        fix=f"ask for {least * 1.01:.3g} or more"
+        + (", or for a smaller round_to" if round_to > 1 else "; `diffprune inspect` lists what is pinned and why"),
+    )
+
+
+def _bad(fact: str, fix: str = "give one of them, such as Budget(macs=0.5)") -> BadBudget:
+    return BadBudget(fact, at="Budget", effect="nothing was started", fix=fix)

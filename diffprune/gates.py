@@ -1,0 +1,117 @@
+"""Gate families: learned, approximately binary factors of units, with exact zeros.
+
+All take one flat vector of logits, shape (units,), float32. A unit is open when its gate is not zero.
+"""
+
+from dataclasses import dataclass, replace
+from math import log
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Gate(Protocol):
+    """What a family of gates offers. `progress` runs from 0 to 1 over a search."""
+
+    def sample(self, logits: Tensor, group: Tensor) -> Tensor:
+        """Gates of one training step, shape (units,), differentiable; `group` is the group index of each unit."""
+
+    def chance(self, logits: Tensor) -> Tensor:
+        """Probability that each unit is open, shape (units,), differentiable."""
+
+    def hard(self, logits: Tensor) -> Tensor:
+        """Gates without noise, for evaluation and folding, shape (units,)."""
+
+    def at(self, progress: float) -> "Gate":
+        """The family at this point of its continuation."""
+
+
+@dataclass(frozen=True)
+class MeanCentred:
+    """DiffPrune-style gates: a hard decision plus a zero-mean relaxation over the open side.
+
+        v_i = sigmoid(l_i) - u_i        u_i = sigmoid(noise * logit(U(0, 1)))
+        h_i = 1 if v_i > 0 else 0       so P(h_i = 1) = sigmoid(l_i / noise)
+        g_i = h_i * (1 + relaxation * (v_i - mean of v over the open units of the group))
+
+    Closed gates are exactly 0, the open gates of a group average exactly 1 and lie in (0, 2). `noise` 1 is the
+    stochastic gate, 0 (u = 1/2) the deterministic one; between them the chances sharpen. The mean is taken as a
+    constant in the backward pass: with its gradient the open gates of a group could only trade against each other.
+
+    Source: DiffPrune (Shulman 2020, arXiv 2012.03653) describes deterministic approximately binary gates with exact
+    zeros; its formula was not available, so this is a reconstruction from the sign-partitioned group-mean
+    transformation in the author's later code (relational-compression, after arXiv 2107.01400). The noise level that
+    links both modes is ours.
+    """
+
+    noise: float = 0.2
+    relaxation: float = 1.0
+    stochastic: bool = True
+
+    def sample(self, logits: Tensor, group: Tensor) -> Tensor:
+        threshold = torch.full_like(logits, 0.5)
+        if self.stochastic:
+            uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+            threshold = torch.sigmoid(self.noise * torch.logit(uniform))
+        value = torch.sigmoid(logits) - threshold
+        open_ = (value > 0).to(value.dtype)
+        centred = value - _open_mean(value.detach(), open_, group)
+        return open_ * (1 + self.relaxation * centred)
+
+    def chance(self, logits: Tensor) -> Tensor:
+        """Exact for stochastic gates; for deterministic ones a smooth count with temperature `noise`."""
+        return torch.sigmoid(logits / self.noise)
+
+    def hard(self, logits: Tensor) -> Tensor:
+        return (logits > 0).to(logits.dtype)
+
+    def at(self, progress: float) -> "MeanCentred":
+        """Noise falls tenfold over the search; the relaxation fades in its last fifth, so that g = h at the cut."""
+        return replace(self, noise=self.noise * 0.1**progress, relaxation=min(1.0, 5.0 * (1.0 - progress)))
+
+
+@dataclass(frozen=True)
+class HardConcrete:
+    """Hard Concrete gates (Louizos, Welling, Kingma 2018, arXiv 1712.01312, eq. 10-12).
+
+        s = sigmoid((logit(u) + l) / beta)      z = clip(s * (zeta - gamma) + gamma, 0, 1)
+        P(z > 0) = sigmoid(l - beta * log(-gamma / zeta))
+    """
+
+    beta: float = 2 / 3
+    gamma: float = -0.1
+    zeta: float = 1.1
+
+    def sample(self, logits: Tensor, group: Tensor) -> Tensor:
+        uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+        return self._stretch(torch.sigmoid((torch.logit(uniform) + logits) / self.beta))
+
+    def chance(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits - self.beta * log(-self.gamma / self.zeta))
+
+    def hard(self, logits: Tensor) -> Tensor:
+        """The test-time gate of the paper, eq. 13; not binary: what is open keeps its value."""
+        return self._stretch(torch.sigmoid(logits))
+
+    def at(self, progress: float) -> "HardConcrete":
+        return self
+
+    def _stretch(self, s: Tensor) -> Tensor:
+        return (s * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
+
+
+def _open_mean(value: Tensor, open_: Tensor, group: Tensor) -> Tensor:
+    """Per unit the mean of `value` over the open units of its group, shape (units,)."""
+    zeros = torch.zeros(int(group.max()) + 1 if group.numel() else 0, dtype=value.dtype, device=value.device)
+    total = zeros.index_add(0, group, value * open_)
+    count = zeros.index_add(0, group, open_)
+    return (total / count.clamp_min(1))[group]
+
+
+GATES: dict[str, Gate] = {
+    "diffprune": MeanCentred(),
+    "diffprune-deterministic": MeanCentred(stochastic=False),
+    "hard-concrete": HardConcrete(),
+}
+"""The families by the names that `attach` and the command line take."""

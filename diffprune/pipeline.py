@@ -1,0 +1,135 @@
+"""The whole path in memory: search under a budget, exact cut, recovery, and every number measured on the way."""
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import surgery
+from diffprune.attach import attach
+from diffprune.budget import Budget, land, least_share, unreachable
+from diffprune.errors import BadBudget
+from diffprune.gates import Gate
+from diffprune.recover import accuracy, recalibrate_
+from diffprune.score import as_logits, magnitude
+from diffprune.search import search_
+from diffprune.training import Batches, Event, Recipe, endless, fit_, unpack
+from surgery.capture import ExampleInputs
+
+SEARCH_SHARE = 0.15
+"""Share of all training steps that is spent on the search; the rest recovers. See docs/method.md."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """`model` is dense, small and trained; `keep` what was kept per group; `report` every number on the way."""
+
+    model: nn.Module
+    keep: dict[str, Tensor]
+    report: dict[str, Any]
+
+
+def compress(
+    model: nn.Module,
+    train: Batches,
+    val: Batches,
+    *,
+    budget: Budget,
+    example_inputs: ExampleInputs | None = None,
+    epochs: float = 5.0,
+    recipe: Recipe | None = None,
+    gate: str | Gate = "diffprune",
+    round_to: int = 1,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    on_event: Event | None = None,
+) -> Result:
+    """A smaller network that keeps `budget` of the dense cost and imitates `model`, which is left alone.
+
+    `train` yields (inputs, labels) or inputs alone (then the parent's answers are the only target), `val` yields
+    (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; 0 selects by
+    magnitude and only recalibrates. Widths stay multiples of `round_to` where they were (`export.default_step()` is
+    right for onnxruntime on this CPU). The network must return logits, shape (N, classes).
+    Raises NothingToCut, BudgetUnreachable, TrainingDiverged, surgery.NotEqual (never expected) and what tracing raises.
+    """
+    tell = on_event or (lambda event: None)
+    recipe = recipe or Recipe()
+    started = time.perf_counter()
+    if epochs < 0 or round_to < 1:
+        raise BadBudget(f"epochs={epochs} and round_to={round_to}; at least 0 and 1 are asked", at="compress",
+                        effect="nothing was started", fix="give epochs >= 0 and round_to >= 1")
+    torch.manual_seed(seed)
+    parent = copy.deepcopy(model).to(device).eval()
+    example = _example(train, torch.device(device)) if example_inputs is None else example_inputs
+    graph = surgery.trace(parent, example)
+    gated = attach(parent, graph, gate=gate)
+    least = least_share(budget, gated.size, round_to)
+    if least > budget.share:
+        raise unreachable(budget, least, round_to)
+    gated.logits.data.copy_(as_logits(magnitude(parent, graph)))
+    dense_accuracy, examples = accuracy(parent, val)
+    tell({"phase": "dense", "accuracy": dense_accuracy})
+
+    batches, total = endless(train), round(epochs * _length(train)) if epochs else 0
+    searching = round(SEARCH_SHARE * total)
+    search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
+    landing = land(budget, gated.size, gated.logits, round_to=round_to)
+    keep = gated.size.keep(landing.flat)
+    plain = gated.folded(landing.flat) if searching else parent
+    masked, small = surgery.mask(plain, graph, keep), surgery.cut(plain, graph, keep)
+    error = surgery.check_equal(masked, small, example)
+    stages = {"dense": dense_accuracy, "after_cut": accuracy(small, val)[0]}
+    tell({"phase": "cut", "accuracy": stages["after_cut"], "reached": landing.reached, "masked_vs_cut": error})
+    recalibrate_(small, train)
+    stages["after_recalibration"] = accuracy(small, val)[0]
+    tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
+    if total:
+        fit_(small, batches, recipe, steps=range(searching, total), total=total, parent=parent, phase="recover",
+             on_event=tell)
+        stages["pruned"] = accuracy(small, val)[0]
+    else:
+        stages["pruned"] = stages["after_recalibration"]
+    small.eval()
+    tell({"phase": "done", "accuracy": stages["pruned"]})
+
+    dense, cut = gated.size.dense, gated.size.of(keep)
+    report = {
+        "accuracy": {**stages, "examples": examples},
+        "macs": {"dense": dense.macs, "pruned": cut.macs},
+        "params": {"dense": dense.params, "pruned": cut.params},
+        "equivalence": {"masked_vs_cut": error},
+        "budget": {"kind": budget.kind, "asked": budget.share, "reached": landing.reached, "note": landing.note,
+                   "round_to": round_to},
+        "groups": _groups(gated.size, keep),
+        "pinned": [{"where": p.where, "channels": len(p.channels), "reason": p.reason} for p in graph.pinned],
+        "training": {"steps": total, "search_steps": searching, "seed": seed, "device": str(device),
+                     "gate": gate if isinstance(gate, str) else type(gate).__name__, **vars(recipe)},
+        "seconds": time.perf_counter() - started,
+    }
+    return Result(small, keep, report)
+
+
+def _example(train: Batches, device: torch.device) -> Tensor:
+    inputs, _ = unpack(next(iter(train)), device)
+    return inputs[:2]
+
+
+def _length(train: Batches) -> int:
+    """Batches in an epoch."""
+    return len(train) if hasattr(train, "__len__") else sum(1 for _ in train)
+
+
+def _groups(size: surgery.SizeModel, keep: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Per group what was kept, and the share of the dense MACs that would go with it alone."""
+    whole = size.dense.macs
+    rows = []
+    for group in size.graph.groups:
+        alone = torch.cat([torch.full((g.units,), float(g is not group)) for g in size.graph.groups])
+        rows.append({
+            "name": group.name, "kind": group.kind, "units": group.units, "kept": int(keep[group.name].sum()),
+            "macs_share": 1 - float(size.macs(alone)) / whole,
+        })
+    return rows

@@ -1,0 +1,60 @@
+"""Learning which units are worth keeping, with the budget met by construction at every step."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffprune.attach import GatedModel
+from diffprune.budget import Budget, shift_for
+from diffprune.training import Event, Recipe, answers, step_, unpack
+
+GATE_LR = 0.05
+"""Adam, constant: gates must travel a distance of about one within a search of a hundred steps."""
+
+RAMP = 0.4
+"""Share of the search in which the target falls from the dense cost to the budget."""
+
+
+def search_(
+    gated: GatedModel,
+    batches: Iterator[Any],
+    budget: Budget,
+    recipe: Recipe,
+    *,
+    steps: int,
+    total: int,
+    parent: nn.Module | None,
+    on_event: Event,
+) -> None:
+    """Train weights and gates together for the first `steps` of a schedule of `total` steps.
+
+    At every step one scalar is added to all logits so that the expected cost is that step's target: the gradient only
+    ranks the units, there is no multiplier to tune and nothing to overshoot.
+    """
+    if steps == 0:
+        return
+    device = gated.logits.device
+    weights = recipe.optimizer(gated.parameters_of_model())
+    gates = torch.optim.Adam(gated.parameters_of_gates(), lr=GATE_LR)
+    family = gated.gate
+    gated.train()
+    for step in range(steps):
+        progress = (step + 1) / steps
+        target = 1 + (budget.share - 1) * min(1.0, progress / RAMP)
+        gated.gate = family.at(progress)
+        follow_(gated, budget, target)
+        for group in weights.param_groups:
+            group["lr"] = recipe.rate(step, total)
+        inputs, labels = unpack(next(batches), device)
+        loss = recipe.loss(gated(inputs), labels, answers(parent, inputs))
+        step_(gated, [weights, gates], loss, phase="search", step=step)
+        on_event({"phase": "search", "step": step + 1, "steps": total, "loss": loss.item(), "macs": target})
+
+
+def follow_(gated: GatedModel, budget: Budget, share: float) -> None:
+    """Set the shift of `gated` so that its expected cost is `share` of the dense one. A share of 1 opens all."""
+    logits = gated.logits.detach().cpu()
+    shift = shift_for(budget, gated.size, gated.gate, logits, min(share, 0.999), float(gated.shift))
+    gated.shift.fill_(shift)

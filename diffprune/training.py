@@ -1,0 +1,130 @@
+"""The training pieces that search, recovery and the dense parent share. Bring your own loop if you have one."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffprune.errors import TrainingDiverged
+
+Batches = Iterable[Any]
+"""Re-iterable batches: (inputs, labels), or inputs alone, which are learned from by distillation."""
+
+Event = Callable[[dict[str, Any]], None]
+"""Is told of every training step and finished stage, as a flat dict that JSON can hold."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are trained: SGD with Nesterov momentum under one one-cycle schedule.
+
+    `lr` is the peak; 0.02 is a fifth of the rate such networks are usually trained from scratch with. `distill` is the
+    share of the loss that imitates the dense parent at `temperature`.
+    """
+
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    distill: float = 0.9
+    temperature: float = 4.0
+    warm_up: float = 0.2
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of a step: linear warm-up, then a half cosine to zero."""
+        peak = self.warm_up * total
+        if step < peak:
+            return self.lr * (step + 1) / (peak + 1)
+        return self.lr * 0.5 * (1 + cos(pi * (step - peak) / max(total - peak, 1)))
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+        trained = [p for p in parameters if p.requires_grad]
+        return torch.optim.SGD(
+            trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+        )
+
+    def loss(self, output: Tensor, labels: Tensor | None, parent: Tensor | None) -> Tensor:
+        """Cross-entropy with the labels, and Kullback-Leibler divergence from the parent (Hinton et al. 2015)."""
+        t = self.temperature
+        imitate = None
+        if parent is not None:
+            imitate = F.kl_div(F.log_softmax(output / t, 1), F.log_softmax(parent / t, 1), log_target=True,
+                               reduction="batchmean") * t**2
+        if labels is None:
+            if imitate is None:
+                raise ValueError("without labels a parent to imitate is needed")
+            return imitate
+        hard = F.cross_entropy(output, labels)
+        return hard if imitate is None else (1 - self.distill) * hard + self.distill * imitate
+
+
+def unpack(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Inputs and labels of a batch, on `device`."""
+    if isinstance(batch, Tensor):
+        return batch.to(device), None
+    inputs, labels = batch
+    return inputs.to(device), labels.to(device) if labels is not None else None
+
+
+def endless(batches: Batches) -> Iterator[Any]:
+    """One epoch after the other."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("the training batches are empty, or can be read only once")
+
+
+def step_(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, *, phase: str, step: int) -> None:
+    """One update. Raises TrainingDiverged for a loss that is not finite, before it spoils the weights."""
+    if not torch.isfinite(loss):
+        raise TrainingDiverged(
+            f"the loss is {loss.item()} at step {step} of the {phase} phase",
+            at=f"training {type(model).__name__}",
+            effect="the run was stopped; no result was written",
+            fix="lower the learning rate, and look for values that are not finite in the data",
+        )
+    optimizers = list(optimizers)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def fit_(
+    model: nn.Module,
+    batches: Iterator[Any],
+    recipe: Recipe,
+    *,
+    steps: range,
+    total: int,
+    parent: nn.Module | None = None,
+    phase: str,
+    on_event: Event,
+) -> None:
+    """Train `model` in place for the given steps of a schedule of `total` steps, imitating `parent` if there is one."""
+    device = next(model.parameters()).device
+    optimizer = recipe.optimizer(model.parameters())
+    model.train()
+    for step in steps:
+        inputs, labels = unpack(next(batches), device)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(step, total)
+        loss = recipe.loss(model(inputs), labels, answers(parent, inputs))
+        step_(model, [optimizer], loss, phase=phase, step=step)
+        on_event({"phase": phase, "step": step + 1, "steps": total, "loss": loss.item()})
+
+
+def answers(parent: nn.Module | None, inputs: Tensor) -> Tensor | None:
+    """What the parent says, without gradients."""
+    if parent is None:
+        return None
+    with torch.no_grad():
+        output: Tensor = parent(inputs)
+    return output
