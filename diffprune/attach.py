@@ -18,6 +18,9 @@ class GatedModel(nn.Module):
     `logits` is one flat parameter, shape (units,), float32; `shift` is added to all of them (the budget's scalar).
     """
 
+    shift: Tensor
+    group: Tensor
+
     def __init__(self, model: nn.Module, graph: ChannelGraph, gate: Gate) -> None:
         super().__init__()
         if not graph.groups:
@@ -35,7 +38,7 @@ class GatedModel(nn.Module):
         sizes = torch.tensor([group.units for group in graph.groups])
         self.register_buffer("group", torch.arange(len(sizes)).repeat_interleave(sizes).to(device))
         self._readers = _reader_axes(graph)
-        for i, (_, axis, index) in enumerate(self._readers):
+        for i, (_, _axis, index) in enumerate(self._readers):
             self.register_buffer(f"reader_{i}", index.to(device), persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

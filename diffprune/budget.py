@@ -1,5 +1,6 @@
 """Budgets: what may remain of a network, met by construction during the search and exactly at its end."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -131,7 +132,13 @@ def land(budget: Budget, size: SizeModel, scores: Tensor, *, round_to: int = 1) 
     return Landing(opened(counts), reached, note)
 
 
-def _fill(counts: list[int], grid: list[int], parts: tuple[Tensor, ...], order: list[Tensor], fits: object) -> list[int]:
+def _fill(
+    counts: list[int],
+    grid: list[int],
+    parts: Sequence[Tensor],
+    order: list[Tensor],
+    fits: Callable[[list[int]], bool],
+) -> list[int]:
     """Add steps, best next score first, while any fits."""
     counts, open_groups = list(counts), set(range(len(counts)))
     while open_groups:
@@ -140,7 +147,7 @@ def _fill(counts: list[int], grid: list[int], parts: tuple[Tensor, ...], order: 
             break
         best = max(nexts, key=lambda i: nexts[i])
         trial = [min(n + grid[best], len(parts[best])) if i == best else n for i, n in enumerate(counts)]
-        if fits(trial):  # type: ignore[operator]
+        if fits(trial):
             counts = trial
         else:
             open_groups.discard(best)
@@ -149,7 +156,8 @@ def _fill(counts: list[int], grid: list[int], parts: tuple[Tensor, ...], order: 
 
 def least_share(budget: Budget, size: SizeModel, round_to: int = 1) -> float:
     """The smallest share of the dense cost that the free channels allow, with one step of every group left."""
-    flags = [torch.arange(g.units) < min(n, g.units) for g, n in zip(size.graph.groups, steps(size, round_to), strict=True)]
+    grid = zip(size.graph.groups, steps(size, round_to), strict=True)
+    flags = [torch.arange(group.units) < step for group, step in grid]
     return float(budget.cost(size, torch.cat(flags).double()))
 
 

@@ -75,8 +75,8 @@ class MeanCentred:
 class HardConcrete:
     """Hard Concrete gates (Louizos, Welling, Kingma 2018, arXiv 1712.01312, eq. 10-12).
 
-        s = sigmoid((logit(u) + l) / beta)      z = clip(s * (zeta - gamma) + gamma, 0, 1)
-        P(z > 0) = sigmoid(l - beta * log(-gamma / zeta))
+    s = sigmoid((logit(u) + l) / beta)      z = clip(s * (zeta - gamma) + gamma, 0, 1)
+    P(z > 0) = sigmoid(l - beta * log(-gamma / zeta))
     """
 
     beta: float = 2 / 3

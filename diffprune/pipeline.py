@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +60,12 @@ def compress(
     recipe = recipe or Recipe()
     started = time.perf_counter()
     if epochs < 0 or round_to < 1:
-        raise BadBudget(f"epochs={epochs} and round_to={round_to}; at least 0 and 1 are asked", at="compress",
-                        effect="nothing was started", fix="give epochs >= 0 and round_to >= 1")
+        raise BadBudget(
+            f"epochs={epochs} and round_to={round_to}; at least 0 and 1 are asked",
+            at="compress",
+            effect="nothing was started",
+            fix="give epochs >= 0 and round_to >= 1",
+        )
     torch.manual_seed(seed)
     parent = copy.deepcopy(model).to(device).eval()
     example = _example(train, torch.device(device)) if example_inputs is None else example_inputs
@@ -87,8 +92,16 @@ def compress(
     stages["after_recalibration"] = accuracy(small, val)[0]
     tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
     if total:
-        fit_(small, batches, recipe, steps=range(searching, total), total=total, parent=parent, phase="recover",
-             on_event=tell)
+        fit_(
+            small,
+            batches,
+            recipe,
+            steps=range(searching, total),
+            total=total,
+            parent=parent,
+            phase="recover",
+            on_event=tell,
+        )
         stages["pruned"] = accuracy(small, val)[0]
     else:
         stages["pruned"] = stages["after_recalibration"]
@@ -101,12 +114,23 @@ def compress(
         "macs": {"dense": dense.macs, "pruned": cut.macs},
         "params": {"dense": dense.params, "pruned": cut.params},
         "equivalence": {"masked_vs_cut": error},
-        "budget": {"kind": budget.kind, "asked": budget.share, "reached": landing.reached, "note": landing.note,
-                   "round_to": round_to},
+        "budget": {
+            "kind": budget.kind,
+            "asked": budget.share,
+            "reached": landing.reached,
+            "note": landing.note,
+            "round_to": round_to,
+        },
         "groups": _groups(gated.size, keep),
         "pinned": [{"where": p.where, "channels": len(p.channels), "reason": p.reason} for p in graph.pinned],
-        "training": {"steps": total, "search_steps": searching, "seed": seed, "device": str(device),
-                     "gate": gate if isinstance(gate, str) else type(gate).__name__, **vars(recipe)},
+        "training": {
+            "steps": total,
+            "search_steps": searching,
+            "seed": seed,
+            "device": str(device),
+            "gate": gate if isinstance(gate, str) else type(gate).__name__,
+            **vars(recipe),
+        },
         "seconds": time.perf_counter() - started,
     }
     return Result(small, keep, report)
@@ -119,7 +143,7 @@ def _example(train: Batches, device: torch.device) -> Tensor:
 
 def _length(train: Batches) -> int:
     """Batches in an epoch."""
-    return len(train) if hasattr(train, "__len__") else sum(1 for _ in train)
+    return len(train) if isinstance(train, Sized) else sum(1 for _ in train)
 
 
 def _groups(size: surgery.SizeModel, keep: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -128,8 +152,13 @@ def _groups(size: surgery.SizeModel, keep: dict[str, Tensor]) -> list[dict[str, 
     rows = []
     for group in size.graph.groups:
         alone = torch.cat([torch.full((g.units,), float(g is not group)) for g in size.graph.groups])
-        rows.append({
-            "name": group.name, "kind": group.kind, "units": group.units, "kept": int(keep[group.name].sum()),
-            "macs_share": 1 - float(size.macs(alone)) / whole,
-        })
+        rows.append(
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "units": group.units,
+                "kept": int(keep[group.name].sum()),
+                "macs_share": 1 - float(size.macs(alone)) / whole,
+            }
+        )
     return rows

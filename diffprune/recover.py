@@ -49,6 +49,10 @@ def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
             right += int((model(inputs).argmax(1) == labels).sum())
             count += len(labels)
     if not count:
-        raise BadData("the validation data is empty", at="measuring accuracy", effect="nothing was measured",
-                      fix="give at least one validation batch")
+        raise BadData(
+            "the validation data is empty",
+            at="measuring accuracy",
+            effect="nothing was measured",
+            fix="give at least one validation batch",
+        )
     return right / count, count

@@ -51,8 +51,12 @@ class Recipe:
         t = self.temperature
         imitate = None
         if parent is not None:
-            imitate = F.kl_div(F.log_softmax(output / t, 1), F.log_softmax(parent / t, 1), log_target=True,
-                               reduction="batchmean") * t**2
+            imitate = (
+                F.kl_div(
+                    F.log_softmax(output / t, 1), F.log_softmax(parent / t, 1), log_target=True, reduction="batchmean"
+                )
+                * t**2
+            )
         if labels is None:
             if imitate is None:
                 raise ValueError("without labels a parent to imitate is needed")
@@ -80,7 +84,9 @@ def endless(batches: Batches) -> Iterator[Any]:
             raise ValueError("the training batches are empty, or can be read only once")
 
 
-def step_(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, *, phase: str, step: int) -> None:
+def step_(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, *, phase: str, step: int
+) -> None:
     """One update. Raises TrainingDiverged for a loss that is not finite, before it spoils the weights."""
     if not torch.isfinite(loss):
         raise TrainingDiverged(
