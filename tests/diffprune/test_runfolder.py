@@ -33,16 +33,21 @@ def test_an_empty_folder_is_free(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failed_run_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), create(tmp_path / "a") as folder:
-        folder.write_text("a.txt", "")
-        raise error
+    def run() -> None:
+        with create(tmp_path / "a") as folder:
+            folder.write_text("a.txt", "")
+            raise error
+
+    with pytest.raises(error):
+        run()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_run_never_looks_finished(tmp_path: Path) -> None:
     code = (
         "import sys, time; from diffprune.runfolder import create\n"
-        "folder = create(sys.argv[1]); folder.write_text('a', 'b'); folder.log({'step': 1}); print('ready', flush=True)\n"
+        "folder = create(sys.argv[1]); folder.write_text('a', 'b'); folder.log({'step': 1})\n"
+        "print('ready', flush=True)\n"
         "time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stdout=subprocess.PIPE)
@@ -95,9 +100,12 @@ def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.Monke
 def test_two_runs_for_one_name_lose_nothing(tmp_path: Path) -> None:
     first, second = create(tmp_path / "a"), create(tmp_path / "a")
     first.write_text("who", "first")
+    second.write_text("who", "second")
+    first.finish()
     with pytest.raises(OutputExists, match=r"cannot be put in place(.|\n)*complete but hidden"), second:
-        second.write_text("who", "second")
-        first.finish()
+        pass  # leaving the block finishes
+    with pytest.raises(OutputExists, match="complete but hidden"), second:
+        second.finish()
     assert (tmp_path / "a" / "who").read_text() == "first"
     assert (second.path / "who").read_text() == "second"
 
