@@ -13,8 +13,8 @@ Samples = Sequence[float] | npt.NDArray[np.float64]
 
 RESAMPLES = 2000
 LEVEL = 0.95
-# The fewest samples that bound a quantile from above with 99 % confidence, once the largest few may lie beyond it
-# (binomial). Below that, a "p99" is only another name for the maximum.
+# The fewest samples of which, with a chance of 99 %, at least two lie beyond the quantile (binomial). With less, a "p99"
+# is only another name for the maximum.
 SAMPLE_FLOORS = {0.9: 64, 0.95: 130, 0.97: 219, 0.99: 662}
 # Resampled values held at once: bounds the memory of a bootstrap over many samples to some ten megabytes.
 CHUNK = 1_000_000
@@ -51,7 +51,7 @@ def ratio_interval(numerator: Samples, denominator: Samples, *, seed: int, resam
 
 
 def widened(ratio: Interval, control: Interval) -> Interval:
-    """`ratio` with both ends moved out by the factor by which `control`, a ratio that should be 1, may differ from 1."""
+    """`ratio` with both ends moved out by the largest factor by which `control`, in truth 1, may differ from 1."""
     factor = max(control.high, 1 / control.low, 1.0)
     return Interval(ratio.value, ratio.low / factor, ratio.high * factor)
 

@@ -1,0 +1,68 @@
+"""The step is decided from costs that are given, and once from real ones."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import export
+from export import alignment
+from export.alignment import CANDIDATES, WIDTHS, decide
+from export.sessions import open_session
+
+
+def staircase(step, noise=0.0, seed=0):
+    generator = np.random.default_rng(seed)
+    return {w: (-(-w // step) * step) ** 2 / 4096 * float(np.exp(noise * generator.standard_normal())) for w in WIDTHS}
+
+
+@pytest.mark.parametrize("step", CANDIDATES)
+def test_every_staircase_is_recognised(step):
+    for seed in range(5):
+        found = decide(staircase(step, noise=0.02, seed=seed))
+        assert (found.multiple, found.source) == (step, "probe")
+
+
+def test_noise_never_gives_an_absurd_step(monkeypatch):
+    monkeypatch.setattr(alignment, "default_step", lambda: 8)
+    for seed in range(50):
+        found = decide(staircase(16, noise=1.0, seed=seed))
+        assert found.multiple in CANDIDATES
+        assert found.source == "probe" or found.multiple == 8
+
+
+@pytest.mark.parametrize("costs", [dict.fromkeys(WIDTHS, 1.0), {w: 1 / w for w in WIDTHS}])
+def test_what_is_no_staircase_is_left_to_the_instruction_set(monkeypatch, costs):
+    monkeypatch.setattr(alignment, "default_step", lambda: 16)
+    found = decide(costs)
+    assert (found.multiple, found.source) == (16, "instruction set")
+
+
+@pytest.mark.parametrize(("sets", "step"), [(("avx2", "avx512f"), 16), (("avx2",), 8), (("neon",), 8), ((), 8)])
+def test_the_default_follows_the_instruction_set(monkeypatch, sets, step):
+    monkeypatch.setattr(alignment, "instruction_sets", lambda: sets)
+    assert export.default_step() == step
+
+
+def test_a_real_probe_has_evidence_for_every_width():
+    found = export.probe_step(seconds_budget=0.3)
+    assert found.multiple in CANDIDATES
+    assert tuple(found.evidence) == WIDTHS
+    assert all(cost > 0 for cost in found.evidence.values())
+    assert json.loads(json.dumps(found.as_dict()))["multiple"] == found.multiple
+
+
+def test_the_stacks_are_the_networks_they_claim_to_be(tmp_path):
+    """Against torch: otherwise the probe might time something else."""
+    model = alignment._stack(8, seed=0)
+    onnx.save(model, tmp_path / "stack.onnx")
+    x = torch.randn(1, 8, alignment.SIDE, alignment.SIDE)
+    y = x
+    for weight in model.graph.initializer:
+        y = torch.conv2d(y, torch.from_numpy(numpy_helper.to_array(weight).copy()), padding=1).relu()
+    found = open_session(tmp_path / "stack.onnx").run(None, {"input": x.numpy()})[0]
+    assert y.abs().max() > 0
+    assert torch.allclose(torch.from_numpy(found), y, rtol=1e-4, atol=1e-5 * float(y.abs().max()))

@@ -1,0 +1,51 @@
+"""`measure`: structure and consistency of a latency. No test asserts a time."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import export
+from export.latency import Settings, environment_warnings, summarise
+
+
+def test_a_latency_is_consistent(files):
+    latency = export.measure(files["small"].path, seconds=0.3, batch=2)
+    assert 0 < latency.low <= latency.median <= latency.high
+    assert latency.median == pytest.approx(float(np.median(latency.samples)))
+    assert len(latency.samples) >= 100
+    assert latency.p90 == pytest.approx(float(np.quantile(latency.samples, 0.9)))
+    assert latency.throughput == pytest.approx(2000 / latency.median)
+    assert (latency.device, latency.threads, latency.batch) == ("cpu", 1, 2)
+    assert json.loads(json.dumps(latency.as_dict(), allow_nan=False))["samples"] == list(latency.samples)
+    assert f"{latency.median:.3g} ms" in str(latency)
+
+
+def test_too_few_samples_give_no_p90():
+    samples = np.linspace(1, 2, 63)
+    assert summarise(samples, export.this_machine(), Settings("cpu", 1, 1, 0), 1, ()).p90 is None
+
+
+def test_warnings_tell_load_and_too_few_rounds():
+    quiet = replace(export.this_machine(), cores=2.0, load_before=0.9)
+    assert environment_warnings(quiet, 100) == ()
+    assert "load 1.1 on 2 usable cores" in environment_warnings(replace(quiet, load_before=1.1), 100)[0]
+    assert "only 30 rounds instead of 100" in environment_warnings(quiet, 30)[0]
+    assert environment_warnings(replace(quiet, load_before=None), 100) == ()
+
+
+def test_a_file_that_loads_but_does_not_run_is_refused(files, tmp_path):
+    """The declared input is too small for the weights behind it, which onnxruntime notices only when it runs."""
+    shape = helper.make_node("Reshape", ["input", "wanted"], ["y"])
+    graph = helper.make_graph(
+        [shape], "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor("wanted", TensorProto.INT64, [2], [7, -1])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(export.BadOnnx, match="cannot run the file"):
+        export.measure(tmp_path / "m.onnx", seconds=0.1)
