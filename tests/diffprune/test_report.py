@@ -59,9 +59,10 @@ REPORT: dict[str, Any] = {
     "warnings": ["the parent was not trained for long"],
 }
 NUMBERS = """0.1.7|seed 41|93.1 s|2.31 times as fast.|98.67 %|41.23 %|95.12 %|98.44 %|450|142 336 000|70 740 992
-49.70 %|11 172 810|3 456 789|30.94 %|44.71 MB|13.88 MB|31.04 %|-0.23 points|5.43 ms|2.35 ms|2.32x [2.21, 2.43]
-3 threads, batch 16|faster|the clock moved|1.2e-07|4.6e-07|asked 50.00 %, reached 49.71 %|rounded to 16 channels|layer1.0.conv1|37 / 64
-5.1 %|1 111 / 2 048|6.2 %|fc|model output|Example 9000|torch 9.8.7|the parent was not trained for long|digits:resnet18"""
+49.70 %|11 172 810|3 456 789|30.94 %|44.71 MB|13.88 MB|31.04 %|-0.23 points|5.43 ms|2.35 ms
+2.32x [2.21, 2.43]|3 threads, batch 16|faster|the clock moved|1.2e-07|4.6e-07
+asked 50.00 %, reached 49.71 %|rounded to 16 channels|layer1.0.conv1|37 / 64|5.1 %|1 111 / 2 048
+6.2 %|fc|model output|Example 9000|torch 9.8.7|the parent was not trained for long|digits:resnet18"""
 
 
 def plain(text: str) -> str:
