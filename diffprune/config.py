@@ -101,9 +101,14 @@ def load_config(path: str | Path) -> Config:
     Raises:
         BadConfig: the file is missing, is not TOML (with the line), or holds settings that are unknown or wrong.
     """
+    return config_from(load_values(path), source=str(path))
+
+
+def load_values(path: str | Path) -> dict[str, Any]:
+    """What a TOML file holds, unchecked. Raises BadConfig if it is missing or not TOML (with the line)."""
     effect = "nothing was started and nothing was written"
     try:
-        values = tomllib.loads(Path(path).read_bytes().decode())
+        return tomllib.loads(Path(path).read_bytes().decode())
     except OSError as error:
         raise BadConfig(
             f"the settings cannot be read: {error.strerror}", at=str(path), effect=effect, fix="give a TOML file"
@@ -112,7 +117,6 @@ def load_config(path: str | Path) -> Config:
         raise BadConfig(
             f"the settings are not valid TOML: {error}", at=str(path), effect=effect, fix="mend the file there"
         ) from error
-    return config_from(values, source=str(path))
 
 
 def to_toml(config: Config) -> str:

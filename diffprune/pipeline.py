@@ -18,7 +18,7 @@ from diffprune.recover import accuracy, recalibrate_
 from diffprune.score import as_logits, magnitude
 from diffprune.search import search_
 from diffprune.training import Batches, Event, Recipe, endless, fit_, unpack
-from surgery.capture import ExampleInputs
+from surgery import ExampleInputs
 
 SEARCH_SHARE = 0.15
 """Share of all training steps that is spent on the search; the rest recovers. See docs/method.md."""

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from diffprune.errors import BadData
 from diffprune.training import Batches, unpack
-from surgery.capture import evaluating
+from surgery import evaluating
 
 
 def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None:

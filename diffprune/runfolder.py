@@ -32,18 +32,11 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a UTF-8 file as a whole or not at all."""
-        target = self.path / name
-        part = target.with_name(f".{name}.part")
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-        return target
+        return write_atomically(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a value as JSON; numbers that are not finite become null, which every JSON reader takes."""
-        return self.write_text(name, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        return self.write_text(name, as_json(value))
 
     def log(self, event: dict[str, Any]) -> None:
         """Append one line of JSON to log.jsonl, at once, so that it can be followed."""
@@ -120,6 +113,22 @@ def next_free(base: str | Path) -> Path:
     first = _named(base)
     numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([first], numbered) if _free(path))
+
+
+def write_atomically(target: Path, text: str) -> Path:
+    """Write a UTF-8 file as a whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    with part.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(target)
+    return target
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON text; numbers that are not finite become null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _named(path: str | Path) -> Path:
