@@ -97,15 +97,13 @@ def imported(spec: str, error: type[DiffpruneError]) -> Callable[..., Any]:
         raise _failed(spec, error, f"importing {module_name} failed: {type(cause).__name__}: {cause}") from cause
     found: object = getattr(target, name, None)
     if not callable(found):
+        fact, fix = f"module {module_name} has no {name}", "name a function or class after the colon"
         nearest = difflib.get_close_matches(name, vars(target), n=1)
-        raise error(
-            f"{module_name}.{name} is {type(found).__name__}, not a function" if hasattr(target, name)
-            else f"module {module_name} has no {name}",
-            at=spec,
-            effect="nothing was run beyond the import",
-            fix=f"did you mean {module_name}:{nearest[0]}?" if nearest and nearest[0] != name
-            else "name a function or class after the colon",
-        )
+        if hasattr(target, name):
+            fact = f"{module_name}.{name} is {type(found).__name__}, not a function"
+        elif nearest:
+            fix = f"did you mean {module_name}:{nearest[0]}?"
+        raise error(fact, at=spec, effect="nothing was run beyond the import", fix=fix)
     return found
 
 

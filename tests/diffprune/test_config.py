@@ -50,6 +50,12 @@ def test_toml_gives_the_same_settings_back(tmp_path_factory: pytest.TempPathFact
     assert to_toml(load_config(path)) == to_toml(asked)
 
 
+def test_every_ascii_character_comes_back(tmp_path: Path) -> None:
+    asked = config_from(LEAST | {"output": "".join(map(chr, range(128)))})
+    (tmp_path / "run.toml").write_bytes(to_toml(asked).encode())
+    assert load_config(tmp_path / "run.toml") == asked
+
+
 def test_defaults_and_the_order_of_the_file() -> None:
     lines = to_toml(config_from(LEAST)).splitlines()
     assert lines[:3] == ['model = "digits:resnet18"', 'data = "digits"', "macs = 0.5"]
@@ -91,6 +97,7 @@ def test_settings_do_not_change() -> None:
         ({"device": "tpu"}, r"device = 'tpu'; allowed: cpu or cuda"),
         ({"seed": -1}, r"seed = -1"),
         ({"output": ""}, r"output = ''"),
+        ({"output": "\ud800"}, r"output = '.ud800'; allowed"),
         ({"ouput": "x"}, r"ouput: unknown setting; the nearest known one is output"),
         ({"zzz": 1}, r"zzz: unknown setting; known: model, weights, data"),
     ],
