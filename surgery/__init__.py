@@ -1,8 +1,9 @@
 """Structured surgery: find the channels that live or die together, cut them out, prove that nothing else changed."""
 
+from surgery.capture import ExampleInputs, evaluating
 from surgery.check import check_equal
 from surgery.cut import Receipt, cut, mask
-from surgery.errors import BadFile, BadKeep, CaptureFailed, NotEqual, SurgeryError
+from surgery.errors import BadFile, BadKeep, CaptureFailed, FinderFailed, NotEqual, SurgeryError
 from surgery.finder import trace
 from surgery.graph import ChannelGraph, ChannelGroup, Keep, Layer, Pinned, Slot
 from surgery.size import Size, SizeModel
@@ -14,6 +15,8 @@ __all__ = [
     "CaptureFailed",
     "ChannelGraph",
     "ChannelGroup",
+    "ExampleInputs",
+    "FinderFailed",
     "Keep",
     "Layer",
     "NotEqual",
@@ -25,6 +28,7 @@ __all__ = [
     "SurgeryError",
     "check_equal",
     "cut",
+    "evaluating",
     "load",
     "mask",
     "save",

@@ -12,6 +12,10 @@ class CaptureFailed(SurgeryError):
     """The network could not be turned into a graph of operators."""
 
 
+class FinderFailed(SurgeryError, RuntimeError):
+    """The second finder raised, did not end, or found groups that cannot be cut exactly."""
+
+
 class BadKeep(SurgeryError, ValueError):
     """A keep that does not fit its graph, or would empty a width."""
 
