@@ -20,6 +20,9 @@ Array = npt.NDArray[Any]
 BATCHES = (1, 2, 5)
 # Typical for float32 is 1e-6; a wrong padding or a forgotten layer is above 1e-2.
 TOLERANCE = 1e-4
+# An output that hardly depends on the input passes any tolerance, even from a file that always answers the same. So
+# what the input changes in the output has to be this many times larger than the difference of file and network.
+FOLLOWS = 10
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def check_parity(
     is relative to the largest reference: an absolute one fails large logits and passes small ones.
 
     Raises:
-        ParityFailed: apart by more than `tolerance`; not finite; or an output that does not depend on the input by more
-            than `tolerance`, which even a file with a constant output would pass.
+        ParityFailed: apart by more than `tolerance`; not finite; or an output that depends on the input by less than
+            FOLLOWS times that distance, which even a file with a constant output could pass.
         BadOnnx: the file does not load or has other inputs or outputs than the network.
         NotExportable: the network does not run on inputs like these.
     """
@@ -80,14 +83,16 @@ def parity_of(path: Path, resting: nn.Module, examples: tuple[Tensor, ...], *, t
     session = open_session(path)
     names = _names_fitting(session, examples, path)
     fixed = session.get_inputs()[0].shape[0]
-    rows, references = [], []
+    rows, answers, references = [], [], []
     for batch in (fixed,) if isinstance(fixed, int) else BATCHES:
         inputs = tuple(_random_like(example, batch, seed) for seed, example in enumerate(examples))
         reference = [output.numpy() for output in outputs_of(resting, inputs)]
         feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-        rows.append(_compare(_run(session, feed, path), reference, batch, tolerance, path))
+        found = _run(session, feed, path)
+        _refuse_not_finite(reference, path)
+        rows.append(_compare(found, reference, batch, tolerance, path))
+        answers.append(found)
         references.append(reference)
-    _refuse_constant(references, examples, tolerance, path)
     parity = Parity(tuple(rows), tolerance)
     for row in rows:
         if not row.relative <= tolerance:  # written so that a NaN is refused as well
@@ -98,6 +103,8 @@ def parity_of(path: Path, resting: nn.Module, examples: tuple[Tensor, ...], *, t
                 effect="the file does not compute what the network computes",
                 fix="do not use the file; look for randomness, state, or a fixed batch in forward()",
             )
+    random = any(example.is_floating_point() for example in examples)
+    _refuse_constant(answers, references, random, path)
     return parity
 
 
@@ -166,28 +173,42 @@ def _distance(found: Array, reference: Array, tolerance: float) -> tuple[float, 
     return largest, relative, agreement, sqnr if not math.isnan(noise) else math.nan
 
 
-def _refuse_constant(
-    references: list[list[Array]], examples: tuple[Tensor, ...], tolerance: float, path: Path
-) -> None:
-    """Refuse a reference that is not finite, or that a constant would match within `tolerance`."""
-    batches = [reference[0].shape[:1] for reference in references]
-    for position, rows in enumerate(zip(*references, strict=True)):
-        at = f"{path.name}, output {position} of the network, random inputs"
-        if not all(np.isfinite(row).all() for row in rows):
+def _refuse_not_finite(reference: list[Array], path: Path) -> None:
+    for position, output in enumerate(reference):
+        if not np.isfinite(output).all():
             raise ParityFailed(
-                "the network itself returns NaN or infinity", at=at, effect="the file cannot be compared with it",
+                "the network itself returns NaN or infinity", at=f"{path.name}, output {position}, random inputs",
+                effect="the file cannot be compared with it",
                 fix="repair the weights; a network that needs inputs of a certain range should scale them itself",
             )
-        per_sample = [row.shape[:1] for row in rows] == batches and all(row.ndim > 0 for row in rows)
-        if not per_sample or not np.issubdtype(rows[0].dtype, np.floating):
-            continue  # anchors, a learned temperature: constant by nature, and compared as such
-        samples = np.concatenate([row.reshape(len(row), -1) for row in rows]).astype(np.float64)
-        random = any(example.is_floating_point() for example in examples)
+
+
+def _refuse_constant(answers: list[list[Array]], references: list[list[Array]], random: bool, path: Path) -> None:
+    """Refuse outputs, per sample and of floating point, whose dependence on the input the file could have missed.
+
+    All others, such as anchors or a learned temperature, are constant by nature and compared as such. Without `random`
+    inputs the samples are copies of each other, and only an output that is one number throughout is refused.
+    """
+    batches = [reference[0].shape[:1] for reference in references]
+    outputs = zip(zip(*answers, strict=True), zip(*references, strict=True), strict=True)
+    for position, (found, wanted) in enumerate(outputs):
+        per_sample = [output.shape[:1] for output in wanted] == batches and all(output.ndim > 0 for output in wanted)
+        if not per_sample or not np.issubdtype(wanted[0].dtype, np.floating):
+            continue
+        samples = _samples(wanted)
+        distance = np.abs(_samples(found) - samples).max()
         spread = np.ptp(samples, axis=0).max() if random else np.ptp(samples)
-        if not spread > tolerance * np.abs(samples).max():
+        rounding = np.finfo(wanted[0].dtype).eps * np.abs(samples).max()
+        if not spread > max(FOLLOWS * distance, rounding):
             raise ParityFailed(
-                f"the network's output does not depend on its input: it varies by {spread:.3g}, "
-                f"its largest value is {np.abs(samples).max():.3g}",
-                at=at, effect="a comparison proves nothing: a file with a constant output would pass",
+                f"the network's output is constant, or nearly so: with the input it varies by {spread:.3g}, its largest "
+                f"value is {np.abs(samples).max():.3g}, file and network are {distance:.3g} apart",
+                at=f"{path.name}, output {position}, random inputs",
+                effect="the comparison proves nothing: a file with a constant output would pass",
                 fix="train the network or load weights; some classification heads are initialised with zeros",
             )
+
+
+def _samples(outputs: tuple[Array, ...]) -> Array:
+    """One output at all batch sizes, each (batch, ...), as (samples, values)."""
+    return np.concatenate([output.reshape(len(output), -1) for output in outputs]).astype(np.float64)

@@ -13,8 +13,8 @@ Samples = Sequence[float] | npt.NDArray[np.float64]
 
 RESAMPLES = 2000
 LEVEL = 0.95
-# The fewest samples of which, with a chance of 99 %, at least two lie beyond the quantile (binomial). With less, a "p99"
-# is only another name for the maximum.
+# The fewest samples of which, with a chance of 99 %, at least two lie beyond the quantile (binomial). With less, a
+# "p99" is only another name for the maximum.
 SAMPLE_FLOORS = {0.9: 64, 0.95: 130, 0.97: 219, 0.99: 662}
 # Resampled values held at once: bounds the memory of a bootstrap over many samples to some ten megabytes.
 CHUNK = 1_000_000
