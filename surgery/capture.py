@@ -1,6 +1,7 @@
 """Turning a network into a graph of ATen operators whose parameters carry their qualified names."""
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,8 +52,7 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
     """The graph of `model` in eval mode, by torch.export. Raises CaptureFailed with the exporter's own reason."""
     args, kwargs = as_call(example_inputs)
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with evaluating(model), torch.random.fork_rng(devices=[]), _quiet():
             program = torch.export.export(model, args, kwargs, strict=False)
             module = program.graph_module
     except Exception as error:
@@ -72,6 +72,20 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
         inputs=tuple(str(name) for name in signature.user_inputs),
         batch=tensors[0].shape[0] if tensors else 1,
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings, and without its log of an operator that fails: the exception says it all."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def _first_line(error: Exception) -> str:

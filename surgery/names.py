@@ -28,7 +28,7 @@ class Names:
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Join `a` and `b` element by element (shapes that broadcast); NEUTRAL ties nothing."""
-        pairs = torch.stack(torch.broadcast_tensors(dense(a), dense(b))).flatten(1)  # type: ignore[no-untyped-call]
+        pairs = torch.stack(torch.broadcast_tensors(dense(a), dense(b))).flatten(1)
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs != NEUTRAL).all(0)]
         if pairs.numel():
             self.edges.append(pairs.unique(dim=1))

@@ -12,7 +12,7 @@ from surgery.capture import Captured
 from surgery.errors import CaptureFailed
 from surgery.graph import Layer
 from surgery.names import NEUTRAL, Names, dense
-from surgery.operators import RULES, CannotFollow
+from surgery.operators import LAYERS, RULES, CannotFollow
 
 NODE_LIMIT = 50_000
 SECONDS_LIMIT = 120.0
@@ -130,11 +130,15 @@ class _Run:
             rule = RULES.get(call.name)
             if rule is None:
                 raise CannotFollow("has no rule")
-            result = rule(call, *args, **kwargs)
-            call.check_mutation(args, result)
+            operands, named = call.operands(LAYERS.get(rule), args, kwargs)
+            result = rule(call, *operands, **named)
+            call.check_mutation(operands, result)
             return result
-        except CannotFollow as reason:
-            return call.pin_everything(_leaves((args, kwargs)), f"{call.name} at {call.where} {reason}")
+        except CannotFollow as error:
+            reason = str(error)
+        except Exception as error:  # names that do not fit the rule: a use that it does not cover
+            reason = f"is used in a way that its rule does not cover ({type(error).__name__})"
+        return call.pin_everything(_leaves((args, kwargs)), f"{call.name} at {call.where} {reason}")
 
 
 class Call:
@@ -167,8 +171,15 @@ class Call:
 
     # values
 
-    def is_names(self, value: Any) -> bool:
-        return isinstance(value, Tensor | State)
+    def operands(self, data: int | None, args: tuple[Any, ...], kwargs: Any) -> tuple[tuple[Any, ...], Any]:
+        """Arguments with names in place of parameters: in argument `data` of a layer, everywhere if that is None."""
+
+        def named(value: Any) -> Any:
+            return torch.utils._pytree.tree_map_only(State, self.element_names, value)
+
+        if data is None:
+            return named(args), named(kwargs)
+        return (*args[:data], named(args[data]), *args[data + 1 :]), kwargs
 
     def neutral(self) -> Tensor:
         return _expanded(NEUTRAL, self.shape)
@@ -179,17 +190,15 @@ class Call:
         view[axis] = -1
         return names.view(view).expand(self.shape)
 
-    def vector(self, x: Any, axis: int) -> Tensor:
+    def vector(self, x: Tensor, axis: int) -> Tensor:
         """The names along `axis`, shape (channels,); names that share an index are tied."""
-        small = dense(self.element_names(x)).movedim(axis, 0).flatten(1)
+        small = dense(x).movedim(axis, 0).flatten(1)
         names = torch.where((small == NEUTRAL).all(1), NEUTRAL, small.max(1).values)
         self.names.tie(small, names[:, None])
         return names.expand(x.shape[axis]) if names.numel() == 1 else names
 
-    def element_names(self, value: Any) -> Tensor:
-        """The names tensor of a value; a parameter used as a plain operand gets one name per element."""
-        if isinstance(value, Tensor):
-            return value
+    def element_names(self, value: State) -> Tensor:
+        """The names tensor of a parameter that is used as a plain operand: one name per element."""
         if value.numel() <= 1:
             return _expanded(NEUTRAL, value.shape)
         long = [a for a, n in enumerate(value.shape) if n > 1]

@@ -25,7 +25,7 @@ class CannotFollow(Exception):
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
-def convolution(call: "Call", x: Any, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
+def convolution(call: "Call", x: Tensor, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
     """Reads axis 1 of `weight` (out, in / groups, *kernel), writes axis 0. Depthwise: carries axis 0."""
     weight, groups = call.parameter(weight), _argument(rest, call, 3, "groups", 1)
     axis = 1 if x.dim() == len(weight.shape) else 0
@@ -50,7 +50,7 @@ def convolution(call: "Call", x: Any, weight: Any, bias: Any = None, *rest: Any)
     return call.spread(written, axis)
 
 
-def transposed_convolution(call: "Call", x: Any, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
+def transposed_convolution(call: "Call", x: Tensor, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
     """Reads axis 0 of `weight` (in, out / groups, *kernel), writes axis 1. Depthwise: carries axis 0."""
     weight, groups = call.parameter(weight), _argument(rest, call, 3, "groups", 1)
     axis = 1 if x.dim() == len(weight.shape) else 0
@@ -103,7 +103,7 @@ def prelu(call: "Call", x: Tensor, weight: Any) -> Tensor:
 
 def elementwise(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
     """Ties the names that meet. What is broadcast over channels serves all of them, so it is pinned, not tied."""
-    operands = [call.element_names(a) for a in (*args, *kwargs.values()) if call.is_names(a)]
+    operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     whole = [names.expand(call.shape) for names in operands if not _is_broadcast(call, names, operands)]
     return together(lambda *parts: _meet(call, parts), whole) if whole else call.neutral()
 
@@ -199,17 +199,17 @@ def split(call: "Call", x: Tensor, sizes: Any, axis: int = 0) -> Any:
     return call.run(x, sizes, axis)
 
 
-def cat(call: "Call", tensors: list[Any], axis: int = 0) -> Tensor:
-    parts = [call.element_names(t) for t in tensors if len(t.shape) == len(call.shape)]  # torch skips empty (0,)
+def cat(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
+    parts = [t for t in tensors if t.dim() == len(call.shape)]  # torch skips empty (0,)
     result = together(lambda *p: torch.cat(p, axis), parts, fixed=axis % len(call.shape))
     if axis % len(call.shape) in varying(result) and any((dense(part) == NEUTRAL).all() for part in parts):
         call.suspect(result, "joins channels with a constant made in the forward")
     return result
 
 
-def stack(call: "Call", tensors: list[Any], axis: int = 0) -> Tensor:
+def stack(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
     axis = axis % len(call.shape)
-    parts = [call.element_names(t).unsqueeze(axis) for t in tensors]
+    parts = [t.unsqueeze(axis) for t in tensors]
     return together(lambda *p: torch.cat(p, axis), parts, fixed=axis)
 
 
@@ -340,3 +340,14 @@ RULES: dict[str, Rule] = {
     **_rows(constant, "zeros ones full arange empty new_zeros new_ones new_full scalar_tensor eye linspace rand randn"),
     **_rows(item, "getitem"),
 }
+
+LAYERS: dict[Rule, int] = {
+    convolution: 0,
+    transposed_convolution: 0,
+    linear: 0,
+    embedding: 1,
+    per_channel_norm: 0,
+    prelu: 0,
+    layer_norm: 0,
+}
+"""Rules that take parameters as such, with the argument that holds data. To all others parameters are data."""

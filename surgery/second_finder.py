@@ -101,8 +101,10 @@ def _note(found: Found, item: Any, names: Tensor, tensors: Mapping[int, str]) ->
         return
     members = names[torch.tensor(item.root_idxs)]
     for tensor, axis, role, positions in row(node, torch.tensor(item.idxs), item.dep.handler in INWARD):
-        if tensor is not None:
+        if tensor is not None and id(tensor) in tensors:
             found.note((tensors[id(tensor)], axis % tensor.dim()), role, positions, tensor.shape[axis], members)
+        elif tensor is not None:
+            found.seen.names.pin(names, f"{node.name} has a weight that is itself computed")
 
 
 def _with_pins(found: Found, model: nn.Module, first: ChannelGraph) -> ChannelGraph:
