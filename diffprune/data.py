@@ -175,8 +175,9 @@ def _shuffled(
 ) -> Batches:
     passes = torch.Generator().manual_seed(seed)
     count = len(side.labels)
-    # Batch norm cannot train on a last batch of one image; the next pass has another order.
-    batches = max(1, (count + batch - 1) // batch - (count % batch == 1 and batch > 1))
+    # The rest that does not fill a batch is left out: batch norm would take its statistics over a handful of images.
+    # The next pass has another order, so nothing is left out for good.
+    batches = max(1, count // batch)
 
     def start() -> Iterator[tuple[Tensor, Tensor]]:
         # A generator of its own for each pass: one that is given up half-way does not change the next.

@@ -59,6 +59,8 @@ def build(
             reasons[channel] = "no layer with weights reads it"
             continue
         alike[tuple((key, len(positions)) for key, positions in where)].append(channel)
+    parameters = dict(model.named_parameters())
+    ranks = {name: parameter.dim() for name, parameter in parameters.items()}
     groups: list[ChannelGroup] = []
     taken: set[str] = set()
     for signature, channels in alike.items():
@@ -66,8 +68,7 @@ def build(
         if lone:
             reasons |= dict.fromkeys(channels, lone)
             continue
-        groups.append(_group(signature, channels, places, axes, layers, taken))
-    parameters = dict(model.named_parameters())
+        groups.append(_group(signature, channels, places, axes, layers, ranks, taken))
     return ChannelGraph(
         groups=tuple(groups),
         pinned=tuple(_pinned(axes, reasons, layers, inputs or {})),
@@ -93,6 +94,7 @@ def _group(
     places: Mapping[int, list[tuple[AxisKey, list[int]]]],
     axes: Mapping[AxisKey, Axis],
     layers: Mapping[str, Layer],
+    ranks: Mapping[str, int],
     taken: set[str],
 ) -> ChannelGroup:
     slots = tuple(
@@ -105,12 +107,8 @@ def _group(
     taken.add(name)
     weight = layers.get(writers[0].tensor)
     one_writer = len(writers) == 1 and weight is not None
-    kind = "channel" if not one_writer else "neuron" if _is_linear(writers[0], axes) else "filter"
+    kind = "channel" if not one_writer else "neuron" if ranks[writers[0].tensor] == 2 else "filter"
     return ChannelGroup(name, kind, len(channels), slots)
-
-
-def _is_linear(writer: Slot, axes: Mapping[AxisKey, Axis]) -> bool:
-    return not any(t == writer.tensor and a > 1 for t, a in axes) and writer.axis == 0
 
 
 def layer_name(tensor: str, layers: Mapping[str, Layer]) -> str:
