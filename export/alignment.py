@@ -20,8 +20,8 @@ from export.rounds import run_rounds
 from export.sessions import open_session
 
 CANDIDATES = (4, 8, 16, 32)
-# Every candidate predicts another order of these: 60 steps away from 64 at 4, 56 at 8, 48 at 16, 32 at 32. 63 is for
-# the record: not a multiple of 4, it leaves the blocked path and is slower than 64.
+# The first width below 64 that costs less is 60 at a step of 4, 56 at 8, 48 at 16 and 32 at 32. 63 is for the record:
+# not a multiple of 4, it leaves the blocked path and is slower than 64.
 WIDTHS = (64, 63, 60, 56, 52, 48, 32)
 DECISIVE = (64, 60, 56, 52, 48, 32)
 SIDE = 14

@@ -201,8 +201,8 @@ def _refuse_constant(answers: list[list[Array]], references: list[list[Array]], 
         rounding = np.finfo(wanted[0].dtype).eps * np.abs(samples).max()
         if not spread > max(FOLLOWS * distance, rounding):
             raise ParityFailed(
-                f"the network's output is constant, or nearly so: with the input it varies by {spread:.3g}, its largest "
-                f"value is {np.abs(samples).max():.3g}, file and network are {distance:.3g} apart",
+                f"the network's output is constant, or nearly so: with the input it varies by {spread:.3g}, "
+                f"its largest value is {np.abs(samples).max():.3g}, file and network are {distance:.3g} apart",
                 at=f"{path.name}, output {position}, random inputs",
                 effect="the comparison proves nothing: a file with a constant output would pass",
                 fix="train the network or load weights; some classification heads are initialised with zeros",

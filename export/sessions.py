@@ -42,10 +42,10 @@ def open_session(path: str | Path, *, device: str = "cpu", threads: int = 1) -> 
         session = onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS[device]])
     except Exception as error:
         if device == "cuda":
-            check_loads_on_cpu = open_session(file, threads=threads)
+            on_cpu = open_session(file, threads=threads)
             raise DeviceMissing(
                 f"onnxruntime cannot start on cuda: {_one_line(error)}", at=str(file), effect="nothing was run",
-                fix=f"check driver, CUDA and cuDNN; the file itself loads on {check_loads_on_cpu.get_providers()[0]}",
+                fix=f"check driver, CUDA and cuDNN; the file itself loads on {on_cpu.get_providers()[0]}",
             ) from error
         raise BadOnnx(
             f"onnxruntime {onnxruntime.__version__} cannot load the file: {_one_line(error)}",

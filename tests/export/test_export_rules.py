@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from tiny_networks import SharedConv
+from tiny_networks import ReadTwice, SharedConv
 
 import export
 from export.rules import check_rules
@@ -77,7 +77,9 @@ def test_a_scalar_factor_is_no_gate(files, tmp_path):
     check_rules(tmp_path / "m.onnx", **LAWS)
 
 
-def test_a_norm_that_cannot_be_folded_is_allowed(tmp_path, image):
-    file = export.to_onnx(SharedConv(), image, tmp_path / "m.onnx")
+@pytest.mark.parametrize(("network", "norms"), [(SharedConv(), 2), (ReadTwice(), 1)])
+def test_what_cannot_be_folded_is_allowed_to_stay(tmp_path, image, network, norms):
+    file = export.to_onnx(network, image, tmp_path / "m.onnx")
     operators = [node.op_type for node in onnx.load(file.path).graph.node]
-    assert operators.count("BatchNormalization") == 2
+    assert operators.count("BatchNormalization") == norms
+    assert file.parity.worst < 1e-5

@@ -43,6 +43,17 @@ def test_pairs_cancel_the_load_that_they_share():
     assert paired.high - paired.low < 0.7 * (unpaired.high - unpaired.low)
 
 
+def test_load_that_lasts_makes_less_certain():
+    """The same samples in another order: neighbours that are alike count for less than independent ones."""
+    widths = []
+    for seed in range(10):
+        lasting = drifting(np.random.default_rng(seed), 400)
+        shuffled = np.random.default_rng(seed).permutation(lasting)
+        widths.append([found.high - found.low for found in (median_interval(s, seed=0) for s in (lasting, shuffled))])
+    lasting, independent = np.mean(widths, axis=0)
+    assert lasting > 1.3 * independent
+
+
 def test_swapping_the_two_inverts_the_ratio():
     dense, small = pair(np.random.default_rng(0), 200, 2.0)
     there, back = ratio_interval(dense, small, seed=0), ratio_interval(small, dense, seed=0)

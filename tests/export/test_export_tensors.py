@@ -48,6 +48,16 @@ def test_a_network_that_does_not_run_says_so():
         outputs_of(plain(), (torch.zeros(1, 4, 8, 8),))
 
 
+def test_random_numbers_in_a_network_do_not_disturb_the_callers():
+    class Noisy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.rand_like(x)
+
+    before = torch.get_rng_state()
+    outputs_of(Noisy(), (torch.zeros(4),))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_network_without_output_is_refused():
     class Silent(nn.Module):
         def forward(self, x: torch.Tensor) -> None:

@@ -63,6 +63,14 @@ def test_no_path_and_no_user_is_in_the_file(files):
         assert getpass.getuser().encode() not in content
 
 
+def test_nothing_of_the_exporter_is_left_in_newer_formats_either(tmp_path, network, image):
+    """From opset 21 on the file format has room for metadata at every node and value, and the exporter uses it."""
+    file = export.to_onnx(network, image, tmp_path / "m.onnx", opset=21)
+    graph = onnx.load(file.path).graph
+    parts = (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    assert [part.name for part in parts if part.metadata_props or part.doc_string] == []
+
+
 def test_two_processes_write_the_same_bytes(files):
     script = (
         "import sys, torch, export; from tiny_networks import plain; "

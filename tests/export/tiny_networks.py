@@ -65,6 +65,21 @@ class SharedConv(nn.Module):
         return self.second(self.conv(self.first(self.conv(x)).relu())).mean((2, 3))
 
 
+class ReadTwice(nn.Module):
+    """A Conv read by a BatchNorm, by a factor per channel and as it is: neither of the first two belongs into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.register_buffer("scale", torch.tensor([0.5, 2.0, -1.0]).view(1, 3, 1, 1))
+        randomised(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return (self.norm(y).relu() + (y * self.scale).relu() + y).mean((2, 3))
+
+
 class TwoInputs(nn.Module):
     """Pixels and an index in, a dict with a nested tuple out. The index is valid from 0 to 6."""
 
