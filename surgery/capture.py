@@ -1,7 +1,10 @@
 """Turning a network into a graph of ATen operators whose parameters carry their qualified names."""
 
 import contextlib
+import io
 import logging
+import os
+import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,16 +79,15 @@ def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, and without its log of an operator that fails: the exception says it all."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.disabled
-    logger.disabled = True
+    """Without the exporter's warnings, log and listing of a graph that it gives up: its exception says it all."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = before
+        logging.disable(before)
 
 
 def _first_line(error: Exception) -> str:
@@ -93,11 +95,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _source_line(error: Exception) -> str:
-    """The innermost line of the user's own code in the traceback."""
+    """The innermost line of the traceback that is neither torch's nor the standard library's nor ours."""
     place, trace = "the forward of the model", error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        if code.co_name == "forward" and f"{'torch'}/nn/modules" not in code.co_filename:
-            place = f"{code.co_qualname}, line {trace.tb_lineno} of {code.co_filename.rsplit('/', 1)[-1]}"
+        if not _foreign(code.co_filename):
+            place = f"{code.co_qualname}, line {trace.tb_lineno} of {os.path.basename(code.co_filename)}"
         trace = trace.tb_next
     return place
+
+
+def _foreign(file: str) -> bool:
+    library = file.startswith(sysconfig.get_path("stdlib")) and "site-packages" not in file
+    return library or file == "<string>" or file.startswith((*torch.__path__, os.path.dirname(__file__)))

@@ -249,9 +249,9 @@ class Call:
         """Note the multiply-adds: each weight element is used once per position and example."""
         repeats = outputs_per_channel / self._run.captured.batch
         known = self._seen.layers.get(weight.name)
-        self._seen.layers[weight.name] = Layer(
-            known.name if known else self.where, weight.name, repeats + (known.repeats if known else 0.0)
-        )
+        owner, _, last = weight.name.rpartition(".")
+        name = owner if last == "weight" and owner else weight.name
+        self._seen.layers[weight.name] = Layer(name, weight.name, repeats + (known.repeats if known else 0.0))
 
     # doubts
 

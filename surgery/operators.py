@@ -200,8 +200,8 @@ def split(call: "Call", x: Tensor, sizes: Any, axis: int = 0) -> Any:
 
 
 def cat(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
-    parts = [t for t in tensors if t.dim() == len(call.shape)]  # torch skips empty (0,)
-    result = together(lambda *p: torch.cat(p, axis), parts, fixed=axis % len(call.shape))
+    parts = [t for t in tensors if t.dim() == len(call.shape)]  # torch skips empty ones of shape (0,)
+    result = _join(call, parts, axis % len(call.shape))
     if axis % len(call.shape) in varying(result) and any((dense(part) == NEUTRAL).all() for part in parts):
         call.suspect(result, "joins channels with a constant made in the forward")
     return result
@@ -209,7 +209,15 @@ def cat(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
 
 def stack(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
     axis = axis % len(call.shape)
-    parts = [t.unsqueeze(axis) for t in tensors]
+    return _join(call, [t.unsqueeze(axis) for t in tensors], axis)
+
+
+def _join(call: "Call", parts: list[Tensor], axis: int) -> Tensor:
+    """Side by side along the channels, or along another axis (tokens, branches): then channels of equal index meet."""
+    along = [varying(part) for part in parts]
+    if any(along) and not any(axis in axes for axes in along):
+        first = [part.narrow(axis, 0, 1) for part in parts if part.shape[axis]]
+        return together(lambda *p: _meet(call, p), first).expand(call.shape)
     return together(lambda *p: torch.cat(p, axis), parts, fixed=axis)
 
 
@@ -256,6 +264,10 @@ def reduction(call: "Call", x: Tensor, axes: Any = None, keepdim: bool = False, 
             call.names.tie(first, x)
         x = first if keepdim else first.squeeze(axis)
     return x
+
+
+def vector_norm(call: "Call", x: Tensor, order: Any = 2, axes: Any = None, keepdim: bool = False, **_: Any) -> Any:
+    return reduction(call, x, axes, keepdim)
 
 
 def layer_norm(call: "Call", x: Tensor, shape: list[int], *_: Any) -> Tensor:
@@ -305,11 +317,11 @@ RULES: dict[str, Rule] = {
     **_rows(
         elementwise,
         "abs add addcdiv addcmul alias bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min clone "
-        "contiguous cos detach div dropout elu eq erf exp feature_alpha_dropout feature_dropout alpha_dropout floor ge "
-        "gelu gt hardsigmoid hardswish hardtanh le leaky_relu lerp lift_fresh_copy log log1p log_sigmoid logical_and "
-        "logical_not logical_or lt masked_fill maximum minimum mish mul ne neg pow reciprocal relu relu6 round rsqrt "
-        "rsub selu sigmoid sign silu sin softplus softsign sqrt square sub tanh to _to_copy type_as where true_divide "
-        "fill zero zeros_like ones_like full_like",
+        "contiguous copy cos detach div dropout elu eq erf exp feature_alpha_dropout feature_dropout alpha_dropout "
+        "floor ge gelu gt hardsigmoid hardswish hardtanh le leaky_relu lerp lift_fresh_copy log log1p log_sigmoid "
+        "logical_and logical_not logical_or lt masked_fill maximum minimum mish mul ne neg pow reciprocal relu relu6 "
+        "round rsqrt rsub selu sigmoid sign silu sin softplus softsign sqrt square sub tanh to _to_copy type_as where "
+        "true_divide fill zero zeros_like ones_like full_like",
     ),
     **_rows(
         movement,
@@ -336,6 +348,7 @@ RULES: dict[str, Rule] = {
     ),
     **_rows(mixing, "softmax log_softmax _softmax cumsum cumprod"),
     **_rows(reduction, "mean sum amax amin var std logsumexp any all prod"),
+    **_rows(vector_norm, "linalg_vector_norm"),
     **_rows(layer_norm, "layer_norm"),
     **_rows(constant, "zeros ones full arange empty new_zeros new_ones new_full scalar_tensor eye linspace rand randn"),
     **_rows(item, "getitem"),

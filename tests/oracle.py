@@ -1,7 +1,11 @@
 """The oracle of surgery, which shares no code with it: closed channels are zeroed in the *inputs* of their readers."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from surgery import ChannelGraph
 
@@ -21,32 +25,57 @@ def random_keep(graph: ChannelGraph, seed: int, share: float = 0.5) -> dict[str,
     return keep
 
 
-def gated_output(model: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor], x: Tensor) -> object:
+class _Gates(TorchFunctionMode):
+    """Zeroes the closed channels of whatever a convolution or linear layer is about to read."""
+
+    def __init__(self, closed: list[tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.closed = closed
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in READERS:
+            weight = args[1]
+            for parameter, channels in self.closed:
+                if weight is parameter:
+                    args = (self._zeroed(func, args, kwargs, channels), *args[1:])
+        return func(*args, **kwargs)
+
+    def _zeroed(self, func: Any, args: Any, kwargs: Any, channels: Tensor) -> Tensor:
+        x, weight = args[0].clone(), args[1]
+        if func is F.linear:
+            x[..., channels] = 0
+            return x
+        axis = x.dim() - weight.dim() + 1
+        groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+        period = x.shape[axis] // groups
+        for start in range(0, x.shape[axis], period):
+            x.index_fill_(axis, start + channels, 0)
+        return x
+
+
+READERS = (
+    F.linear, torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose1d, torch.conv_transpose2d,
+    torch.conv_transpose3d,
+)
+
+
+def gated_output(model: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor], x: Any) -> Any:
     """The output of `model` when each layer that reads a closed channel finds zeros there."""
-    tensors, hooks = dict(model.named_parameters()), []
-    for group in (g for g in graph.groups if g.name in keep):
-        for slot in group.readers:
-            closed = slot.positions[~keep[group.name]].reshape(-1)
-            users = [m for m in model.modules() if getattr(m, "weight", None) is tensors[slot.tensor]]
+    tensors = dict(model.named_parameters())
+    closed = [
+        (tensors[slot.tensor], slot.positions[~keep[group.name]].reshape(-1))
+        for group in graph.groups if group.name in keep for slot in group.readers
+    ]
+    with torch.no_grad(), _Gates(closed):
+        return run(model, x)
 
-            def zero(module: nn.Module, args: tuple[Tensor, ...], closed: Tensor = closed) -> tuple[Tensor, ...]:
-                x = args[0].clone()
-                width = closed
-                if isinstance(module, nn.Linear):
-                    x[..., width] = 0
-                else:
-                    period = x.shape[1] // getattr(module, "groups", 1)
-                    for start in range(0, x.shape[1], period):
-                        x[:, start + width] = 0
-                return (x,)
 
-            hooks += [module.register_forward_pre_hook(zero) for module in users]
-    try:
-        with torch.no_grad():
-            return model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+def run(model: nn.Module, x: Any) -> Any:
+    """The forward on a tensor, on positional inputs or on keyword inputs."""
+    if isinstance(x, dict):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
 
 
 def relative_error(reference: object, output: object) -> float:
@@ -61,6 +90,8 @@ def relative_error(reference: object, output: object) -> float:
 
 
 def _leaves(output: object) -> list[Tensor]:
+    if output is None:
+        return []
     if isinstance(output, Tensor):
         return [output]
     values = output.values() if isinstance(output, dict) else output

@@ -2,18 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Case:
+    """`inputs` makes the example from a batch of `shape` where the forward takes more than that."""
+
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     free: tuple[str, ...] = ()
     pinned: str = ""
+    inputs: Callable[[Tensor], Any] = lambda x: x
+
+    def example(self, seed: int = 1, batch: int | None = None, dtype: torch.dtype = torch.float64) -> Any:
+        shape = (batch or self.shape[0], *self.shape[1:])
+        return self.inputs(torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype))
 
 
 class Plain(nn.Sequential):
@@ -376,6 +385,311 @@ class NothingFree(nn.Module):
         return self.only(x.mean((2, 3)))
 
 
+class TwoInputs(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(2, 8, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        return self.head((self.stem(x) + self.other(y)).mean((2, 3)))
+
+
+class DictInput(Net):
+    def forward(self, batch: dict[str, Tensor], *, gain: float = 1.0) -> Tensor:  # type: ignore[override]
+        return self.head((gain * self.stem(batch["image"])).mean((2, 3)) * batch["weight"])
+
+
+class LstmTail(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.lstm = nn.Conv2d(8, 6, 1), nn.LSTM(6, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.lstm(self.a(self.stem(x)).flatten(2).transpose(1, 2))
+        return self.head(y[:, -1])
+
+
+class Einsum(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.mix = nn.Conv2d(8, 6, 1), nn.Parameter(torch.randn(8, 8))
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,cd->ndhw", x, self.mix) + self.a(x).sum(1, keepdim=True)
+
+
+class Attention(nn.Module):
+    """Written by hand: one projection to query, key and value, heads by a view with constants."""
+
+    def __init__(self, fused: bool = False) -> None:
+        super().__init__()
+        self.fused = fused
+        self.embed, self.qkv, self.proj = nn.Linear(3, 8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.up, self.head = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = ((q @ k.transpose(-2, -1)) * 4**-0.5).softmax(-1) @ v
+        return self.head(F.gelu(self.up(x + self.proj(y.transpose(1, 2).reshape(n, t, 8)))).mean(1))
+
+
+class FusedAttention(Attention):
+    def __init__(self) -> None:
+        super().__init__(fused=True)
+
+
+class MultiheadAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Linear(3, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.up, self.head = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        return self.head(self.up(x + self.attend(x, x, x, need_weights=False)[0]).relu().mean(1))
+
+
+class ClassToken(nn.Module):
+    """A learnt token and learnt positions, as in vision transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.token = nn.Conv2d(3, 8, 4, stride=4), nn.Parameter(torch.randn(1, 1, 8))
+        self.position = nn.Parameter(torch.randn(1, 5, 8))
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+        return self.head((x + self.down(F.gelu(self.up(x))))[:, 0])
+
+
+class DataParallel(nn.DataParallel[Plain]):
+    def __init__(self) -> None:
+        super().__init__(Plain())
+
+
+class FrozenParts(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a = torchvision.ops.FrozenBatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.stem.requires_grad_(False)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(self.norm(x)).relu()
+
+
+class FunctionalConv(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 8, 3, 3)), nn.Parameter(torch.randn(6))
+        self.a = nn.Conv2d(6, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(F.conv2d(x, self.weight, self.bias, padding=1).relu())
+
+
+class Unused(Net):
+    """A layer that is never called, and a parameter that no operator meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.idle, self.spare = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Parameter(torch.randn(8))
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(x).relu()
+
+
+class ResizeNormalise(Net):
+    """A skip that is resized by a recomputed scale, features of unit length at each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 6, 3, stride=2, padding=1), nn.Conv2d(6, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = F.interpolate(self.a(x).relu(), scale_factor=2.0, mode="bilinear", recompute_scale_factor=True)
+        return x + F.interpolate(F.normalize(self.b(y), dim=2), size=x.shape[2:], mode="nearest")
+
+
+class NormaliseChannels(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1)
+
+
+class WhereMask(Net):
+    def body(self, x: Tensor) -> Tensor:
+        low = x.mean((2, 3), keepdim=True)
+        return torch.where(x > low, x, low * 0.1).masked_fill(x < -1, 0.5)
+
+
+class WhereAcross(Net):
+    """A mask of one channel, computed from all of them."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.where(x.amax(1, keepdim=True) > 1, x, x.new_zeros(()))
+
+
+class AssignSlice(Net):
+    def body(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, :4] = 0
+        return y
+
+
+class AssignSpace(Net):
+    def body(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, :, 2:4] = 0
+        y[:, :, :, 1] += 1
+        return y
+
+
+class AddToSlice(Net):
+    def body(self, x: Tensor) -> Tensor:
+        y = x * 1
+        y[:, :4] += x[:, 4:]
+        return y
+
+
+class AssignChannels(Net):
+    """A buffer of zeros filled branch by branch."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.a = nn.Conv2d(8, 4, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = x.new_zeros(x.shape[0], 12, *x.shape[2:])
+        y[:, :8] = x
+        y[:, 8:] = self.a(x)
+        return y
+
+
+class C2f(Net):
+    """Chunk, a list that grows by each block, concatenation: YOLO's block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(16, 8, 1)
+        self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+
+    def body(self, x: Tensor) -> Tensor:
+        parts = list(self.a(x).chunk(2, 1))
+        parts.extend(block(parts[-1]).relu() for block in self.blocks)
+        return self.b(torch.cat(parts, 1)).relu()
+
+
+class RepeatChannels(Net):
+    def __init__(self) -> None:
+        super().__init__(32)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.cat([x.repeat(1, 2, 1, 1), x.repeat_interleave(2, 1)], 1)
+
+
+class ExpandChannels(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.a = nn.Conv2d(8, 1, 1), nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(x + self.one(x).expand(-1, 8, -1, -1)).relu()
+
+
+class PlainAttribute(Net):
+    """A tensor that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.linspace(0.5, 1.5, 8, dtype=torch.float64).view(8, 1, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class MixedOutput(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.other = nn.Conv2d(8, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        y = self.stem(x)
+        return [self.head(y.mean((2, 3))), None, (self.other(self.a(y).mean((2, 3))), {"feature": y[:, 2:4]})]
+
+
+class PixelUnshuffle(Net):
+    def __init__(self) -> None:
+        super().__init__(32)
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x, 2)
+
+
+class Gather(Net):
+    """Channels picked by a constant list."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return x[:, [7, 6, 5, 4, 3, 2, 1, 0]] + x.index_select(1, torch.arange(8))
+
+
+class BatchedMatmul(Net):
+    """Second-order pooling: channels against channels."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).flatten(2)
+        return self.head((y @ y.transpose(1, 2)).flatten(1))
+
+
+class SumOfHeads(Net):
+    """Two linear layers in a row without anything between; sums over a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(8, 8, 1, bias=False) for _ in range(3))
+
+    def body(self, x: Tensor) -> Tensor:
+        return sum(part(x) for part in self.parts) / len(self.parts)  # type: ignore[no-any-return]
+
+
+class DropPath(Net):
+    """Dropout of several kinds, and statistics that are not tracked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)
+        self.drop = nn.Sequential(nn.Dropout2d(0.3), nn.AlphaDropout(0.2), torchvision.ops.StochasticDepth(0.5, "row"))
+
+    def body(self, x: Tensor) -> Tensor:
+        return x + self.drop(self.norm(self.a(x)))
+
+
+class DynamicBranch(Net):
+    def body(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:
+            return x * 2
+        return x
+
+
+class PythonNumber(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return x * float(x.max().item())
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "dynamic_branch": (DynamicBranch, "DynamicBranch.body"),
+    "python_number": (PythonNumber, "PythonNumber.body"),
+}
+"""Networks that no capture can follow, and the place in the forward that the error must name."""
+
 ZOO: dict[str, Case] = {
     "plain": Case(Plain, (2, 3, 8, 8), free=("0", "3")),
     "residual": Case(Residual, (2, 3, 8, 8), free=("stem.0", "a")),
@@ -418,6 +732,39 @@ ZOO: dict[str, Case] = {
     "softmax_over_channels": Case(SoftmaxOverChannels, (2, 3, 8, 8), pinned="across the channels"),
     "unknown_operator": Case(UnknownOperator, (2, 3, 8, 8), pinned="sort"),
     "nothing_free": Case(NothingFree, (2, 3, 8, 8)),
+    "two_inputs": Case(TwoInputs, (2, 3, 8, 8), free=("stem.0",), inputs=lambda x: (x, x[:, :2] * 2)),
+    "dict_input": Case(
+        DictInput, (2, 3, 8, 8), free=("stem.0",),
+        inputs=lambda x: {"batch": {"image": x, "weight": x[:, :1, 0, 0]}, "gain": 2.0},
+    ),
+    "lstm_tail": Case(LstmTail, (2, 3, 8, 8), free=("stem.0",), pinned="lstm"),
+    "einsum": Case(Einsum, (2, 3, 8, 8), pinned="einsum"),
+    "attention": Case(Attention, (2, 3, 4, 4), free=("embed", "up"), pinned="splits the channels"),
+    "fused_attention": Case(FusedAttention, (2, 3, 4, 4), free=("up",), pinned="splits the channels"),
+    "multihead_attention": Case(MultiheadAttention, (2, 3, 4, 4), free=("up",), pinned="unflatten at attend"),
+    "class_token": Case(ClassToken, (2, 3, 8, 8), free=("embed", "up")),
+    "data_parallel": Case(DataParallel, (2, 3, 8, 8), free=("module.0", "module.3")),
+    "frozen_parts": Case(FrozenParts, (2, 3, 8, 8), free=("stem.0", "a")),
+    "functional_conv": Case(FunctionalConv, (2, 3, 8, 8), free=("stem.0", "weight", "a")),
+    "unused": Case(Unused, (2, 3, 8, 8), free=("stem.0", "a")),
+    "resize_normalise": Case(ResizeNormalise, (2, 3, 8, 8), free=("stem.0", "a")),
+    "normalise_channels": Case(NormaliseChannels, (2, 3, 8, 8), pinned="channels"),
+    "where_mask": Case(WhereMask, (2, 3, 8, 8), free=("stem.0",)),
+    "where_across": Case(WhereAcross, (2, 3, 8, 8), pinned="channels"),
+    "assign_slice": Case(AssignSlice, (2, 3, 8, 8), pinned="slice"),
+    "assign_space": Case(AssignSpace, (2, 3, 8, 8), free=("stem.0",)),
+    "add_to_slice": Case(AddToSlice, (2, 3, 8, 8), pinned="slice"),
+    "assign_channels": Case(AssignChannels, (2, 3, 8, 8), pinned="into a constant"),
+    "c2f": Case(C2f, (2, 3, 8, 8), free=("stem.0", "a", "blocks.0", "blocks.1", "b")),
+    "repeat_channels": Case(RepeatChannels, (2, 3, 8, 8), free=("stem.0",)),
+    "expand_channels": Case(ExpandChannels, (2, 3, 8, 8), free=("a",)),
+    "plain_attribute": Case(PlainAttribute, (2, 3, 8, 8), pinned="constant"),
+    "mixed_output": Case(MixedOutput, (2, 3, 8, 8), free=("a",), pinned="slice"),
+    "pixel_unshuffle": Case(PixelUnshuffle, (2, 3, 8, 8), free=("stem.0",)),
+    "gather": Case(Gather, (2, 3, 8, 8), pinned="index"),
+    "batched_matmul": Case(BatchedMatmul, (2, 3, 8, 8), pinned="matmul"),
+    "sum_of_heads": Case(SumOfHeads, (2, 3, 8, 8), free=("stem.0",)),
+    "drop_path": Case(DropPath, (2, 3, 8, 8), free=("stem.0",)),
 }
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from oracle import gated_output, random_keep, relative_error
-from zoo import ZOO, Case, randomised
+from oracle import gated_output, random_keep, relative_error, run
+from zoo import REFUSED, ZOO, Case, randomised
 
 import surgery
 
@@ -11,7 +11,7 @@ import surgery
 @pytest.mark.parametrize("case", ZOO.values(), ids=ZOO.keys())
 def test_cut_computes_what_the_gated_network_does(case: Case) -> None:
     model = randomised(case.build()).double().eval()
-    x = torch.randn(case.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = case.example()
     graph = surgery.trace(model, x)
     names = [group.name for group in graph.groups]
     assert [name for name in case.free if name not in names] == [], graph.summary()
@@ -21,10 +21,9 @@ def test_cut_computes_what_the_gated_network_does(case: Case) -> None:
         keep = random_keep(graph, seed)
         small = surgery.cut(model, graph, keep)
         expected = gated_output(model, graph, keep, x)
-        assert relative_error(expected, small(x)) < 1e-12
+        assert relative_error(expected, run(small, x)) < 1e-12
         assert surgery.check_equal(surgery.mask(model, graph, keep), small, x) < 1e-12
-        other = x[:1].repeat(3, 1, 1, 1)
-        assert small(other) is not None  # another batch size runs too
+        assert run(small, case.example(batch=3)) is not None  # another batch size runs too
 
 
 def test_a_wrong_slice_is_seen() -> None:
@@ -36,3 +35,11 @@ def test_a_wrong_slice_is_seen() -> None:
     with pytest.raises(surgery.NotEqual, match="differs by"):
         surgery.check_equal(surgery.mask(model, graph, keep), surgery.cut(model, graph, wrong), x)
     assert relative_error(gated_output(model, graph, keep, x), surgery.cut(model, graph, wrong)(x)) > 1e-3
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_capture_can_follow_is_refused_with_its_line(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    build, place = REFUSED[name]
+    with pytest.raises(surgery.CaptureFailed, match=rf"at      {place}, line \d+ of zoo.py"):
+        surgery.trace(build().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    assert capfd.readouterr() == ("", "")
