@@ -21,18 +21,20 @@ def check_equal(
     outputs that are not finite, and for a constant reference, with which any check would pass.
     """
     with torch.no_grad(), evaluating(masked, small), torch.random.fork_rng(devices=[]):
-        references, outputs = (_tensors(_run(model, example_inputs)) for model in (masked, small))
-    if [r.shape for r in references] != [o.shape for o in outputs]:
-        shapes = [[tuple(t.shape) for t in side] for side in (references, outputs)]
-        raise _not_equal(f"outputs have shapes {shapes[1]}; {shapes[0]} is asked", masked)
+        (references, asked), (outputs, found) = (_tensors(_run(model, example_inputs)) for model in (masked, small))
+    if asked != found:
+        raise _not_equal(f"outputs are {found}; {asked} is asked", masked)
+    if not references:
+        raise _not_equal("the output holds no tensor, so the check could not fail", masked)
     worst = 0.0
     for i, (reference, output) in enumerate(zip(references, outputs, strict=True)):
+        limit = TOLERANCE.get(reference.dtype, 1e-5) if tolerance is None else tolerance
+        reference, output = reference.cpu().double(), output.cpu().double()
         if not (reference.isfinite().all() and output.isfinite().all()):
             raise _not_equal(f"output {i} holds values that are not finite", masked)
         scale = reference.abs().max().item() if reference.numel() else 0.0
-        if scale == 0.0 or (reference == reference.flatten()[0]).all():
+        if scale == 0.0 or (reference.numel() > 1 and (reference == reference.flatten()[0]).all()):
             raise _not_equal(f"output {i} of the reference is constant, so the check could not fail", masked)
-        limit = TOLERANCE.get(reference.dtype, 1e-5) if tolerance is None else tolerance
         error = (reference - output).abs().max().item() / scale
         if error > limit:
             raise _not_equal(f"output {i} differs by {error:.1e} of its largest value; {limit:.0e} is allowed", masked)
@@ -45,9 +47,21 @@ def _run(model: nn.Module, example_inputs: ExampleInputs) -> Any:
     return model(*args, **kwargs)
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def _tensors(output: Any) -> tuple[list[Tensor], str]:
+    """The tensors of an output, and its structure as text."""
     leaves = torch.utils._pytree.tree_leaves(output)
-    return [t.double() if t.dtype == torch.float64 else t for t in leaves if isinstance(t, Tensor)]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], str(torch.utils._pytree.tree_map(_Leaf, output))
+
+
+class _Leaf:
+    """Shows itself as dtype and shape, or as the type of what is not a tensor."""
+
+    def __init__(self, value: Any) -> None:
+        tensor = isinstance(value, Tensor)
+        self.text = f"{str(value.dtype)[6:]} {tuple(value.shape)}" if tensor else type(value).__name__
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def _not_equal(fact: str, model: nn.Module) -> NotEqual:
