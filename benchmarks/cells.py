@@ -1,0 +1,42 @@
+"""Benchmarks made of cells: each finished cell is written at once, and a second call continues where one stopped."""
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffprune.runfolder import as_json, write_atomically
+from export import this_machine
+
+Cell = dict[str, Any]
+
+
+def run_cells(path: Path, cells: list[Cell], measure: Callable[[Cell], Cell]) -> list[Cell]:
+    """The results of all `cells`, from the file at `path` where it has them, else measured and added to it.
+
+    A result is the cell's own settings and what `measure` returns for them.
+    """
+    done: list[Cell] = json.loads(path.read_text())["cells"] if path.exists() else []
+    results = []
+    for cell in cells:
+        known = next((r for r in done if cell.items() <= r.items()), None)
+        if known is None:
+            known = {**cell, **measure(cell)}
+            done.append(known)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, as_json({"machine": machine(), "cells": done}))
+        results.append(known)
+    return results
+
+
+def machine() -> dict[str, Any]:
+    return {**this_machine().as_dict(), "torch_threads": torch.get_num_threads(), "platform": platform.system()}
+
+
+def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
