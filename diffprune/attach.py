@@ -33,13 +33,14 @@ class GatedModel(nn.Module):
         self.model, self.graph, self.gate = copy.deepcopy(model), graph, gate
         self.size = SizeModel(graph)
         device = next(model.parameters()).device
-        self.logits = nn.Parameter(torch.full((graph.units,), 1.0, device=device))
+        self.logits = nn.Parameter(torch.full((graph.units,), gate.start, device=device))
         self.register_buffer("shift", torch.zeros((), device=device))
         sizes = torch.tensor([group.units for group in graph.groups])
         self.register_buffer("group", torch.arange(len(sizes)).repeat_interleave(sizes).to(device))
         self._readers = _reader_axes(graph)
         for i, (_, _axis, index) in enumerate(self._readers):
             self.register_buffer(f"reader_{i}", index.to(device), persistent=False)
+        self.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         gates = self.sample() if self.training else self.hard()

@@ -14,6 +14,10 @@ from torch import Tensor
 class Gate(Protocol):
     """What a family of gates offers. `progress` runs from 0 to 1 over a search."""
 
+    @property
+    def start(self) -> float:
+        """A logit at which `hard` is exactly 1: where the gates of a trained network begin."""
+
     def sample(self, logits: Tensor, group: Tensor) -> Tensor:
         """Gates of one training step, shape (units,), differentiable; `group` is the group index of each unit."""
 
@@ -48,6 +52,7 @@ class MeanCentred:
     noise: float = 0.2
     relaxation: float = 1.0
     stochastic: bool = True
+    start: float = 1.0
 
     def sample(self, logits: Tensor, group: Tensor) -> Tensor:
         threshold = torch.full_like(logits, 0.5)
@@ -68,7 +73,8 @@ class MeanCentred:
 
     def at(self, progress: float) -> "MeanCentred":
         """Noise falls tenfold over the search; the relaxation fades in its last fifth, so that g = h at the cut."""
-        return replace(self, noise=self.noise * 0.1**progress, relaxation=min(1.0, 5.0 * (1.0 - progress)))
+        fade = min(1.0, 5.0 * (1.0 - progress))
+        return replace(self, noise=self.noise * 0.1**progress, relaxation=self.relaxation * fade)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class HardConcrete:
     beta: float = 2 / 3
     gamma: float = -0.1
     zeta: float = 1.1
+    start: float = 3.0
 
     def sample(self, logits: Tensor, group: Tensor) -> Tensor:
         uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
