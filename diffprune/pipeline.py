@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import surgery
 from diffprune.attach import attach
-from diffprune.budget import Budget, land, least_share, unreachable
+from diffprune.budget import Budget, land, require_reachable
 from diffprune.errors import BadBudget
 from diffprune.gates import Gate
 from diffprune.recover import accuracy, recalibrate_
@@ -71,9 +71,7 @@ def compress(
     example = _example(train, torch.device(device)) if example_inputs is None else example_inputs
     graph = surgery.trace(parent, example)
     gated = attach(parent, graph, gate=gate)
-    least = least_share(budget, gated.size, round_to)
-    if least > budget.share:
-        raise unreachable(budget, least, round_to)
+    require_reachable(budget, gated.size, round_to)
     gated.logits.data.copy_(as_logits(magnitude(parent, graph)))
     dense_accuracy, examples = accuracy(parent, val)
     tell({"phase": "dense", "accuracy": dense_accuracy})
