@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import surgery
 from diffprune.attach import attach
 from diffprune.budget import Budget, land, require_reachable
-from diffprune.errors import BadBudget
+from diffprune.errors import BadBudget, BadData
 from diffprune.gates import Gate
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.score import as_logits, magnitude
@@ -54,7 +54,9 @@ def compress(
     (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; 0 selects by
     magnitude and only recalibrates. Widths stay multiples of `round_to` where they were (`export.default_step()` is
     right for onnxruntime on this CPU). The network must return logits, shape (N, classes).
-    Raises NothingToCut, BudgetUnreachable, TrainingDiverged, surgery.NotEqual (never expected) and what tracing raises.
+    Frozen parameters stay as they are; if all are frozen, every step goes to the gates.
+    Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
+    tracing raises.
     """
     tell = on_event or (lambda event: None)
     recipe = recipe or Recipe()
@@ -66,6 +68,7 @@ def compress(
             effect="nothing was started",
             fix="give epochs >= 0 and round_to >= 1",
         )
+    _refuse_iterators(train=train, val=val)
     torch.manual_seed(seed)
     parent = copy.deepcopy(model).to(device).eval()
     example = _example(train, torch.device(device)) if example_inputs is None else example_inputs
@@ -77,7 +80,8 @@ def compress(
     tell({"phase": "dense", "accuracy": dense_accuracy})
 
     batches, total = endless(train), round(epochs * _length(train)) if epochs else 0
-    searching = round(SEARCH_SHARE * total)
+    frozen = [p.numel() for p in parent.parameters() if not p.requires_grad]
+    searching = round(SEARCH_SHARE * total) if len(frozen) < len(list(parent.parameters())) else total
     search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
     landing = land(budget, gated.size, gated.logits, round_to=round_to)
     keep = gated.size.keep(landing.flat)
@@ -124,6 +128,7 @@ def compress(
         "training": {
             "steps": total,
             "search_steps": searching,
+            "frozen_params": sum(frozen),
             "seed": seed,
             "device": str(device),
             "gate": gate if isinstance(gate, str) else type(gate).__name__,
@@ -135,8 +140,23 @@ def compress(
 
 
 def _example(train: Batches, device: torch.device) -> Tensor:
-    inputs, _ = unpack(next(iter(train)), device)
-    return inputs[:2]
+    for batch in train:
+        return unpack(batch, device)[0][:2]
+    raise _bad_data("the training data is empty", "give at least one training batch")
+
+
+def _refuse_iterators(**batches: Batches) -> None:
+    """Both are read several times; what can be read only once would be found empty in the middle of a run."""
+    for name, given in batches.items():
+        if isinstance(given, Iterator):
+            raise _bad_data(
+                f"{name} is a {type(given).__name__}, which can be read only once",
+                "give a list, a DataLoader or another object that can be iterated again",
+            )
+
+
+def _bad_data(fact: str, fix: str) -> BadData:
+    return BadData(fact, at="compress", effect="nothing was started", fix=fix)
 
 
 def _length(train: Batches) -> int:

@@ -31,7 +31,8 @@ def search_(
     """Train weights and gates together for the first `steps` of a schedule of `total` steps.
 
     At every step one scalar is added to all logits so that the expected cost is that step's target: the gradient only
-    ranks the units, there is no multiplier to tune and nothing to overshoot.
+    ranks the units, there is no multiplier to tune and nothing to overshoot. Afterwards the gates are those of the end
+    of the search, on target.
     """
     if steps == 0:
         return
@@ -50,11 +51,18 @@ def search_(
         inputs, labels = unpack(next(batches), device)
         loss = recipe.loss(gated(inputs), labels, answers(parent, inputs))
         step_(gated, [weights, gates], loss, phase="search", step=step)
-        on_event({"phase": "search", "step": step + 1, "steps": total, "loss": loss.item(), "macs": target})
+        on_event({"phase": "search", "step": step + 1, "steps": total, "loss": loss.item(), "macs": _macs(gated)})
+    follow_(gated, budget, target)
 
 
 def follow_(gated: GatedModel, budget: Budget, share: float) -> None:
-    """Set the shift of `gated` so that its expected cost is `share` of the dense one. A share of 1 opens all."""
+    """Set the shift of `gated` so that its expected cost is `share` of the dense one, or 0.999 of it for more."""
     logits = gated.logits.detach().cpu()
     shift = shift_for(budget, gated.size, gated.gate, logits, min(share, 0.999), float(gated.shift))
     gated.shift.fill_(shift)
+
+
+def _macs(gated: GatedModel) -> float:
+    """Expected MACs as a share of the dense ones, whatever the budget is on."""
+    chance = gated.chance().detach().cpu()
+    return float(Budget(macs=1.0).cost(gated.size, chance))

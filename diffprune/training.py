@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffprune.errors import TrainingDiverged
+from diffprune.errors import BadData, TrainingDiverged
 
 Batches = Iterable[Any]
-"""Re-iterable batches: (inputs, labels), or inputs alone, which are learned from by distillation."""
+"""Re-iterable batches: (inputs, labels), or inputs alone or as (inputs,), which are learned from by distillation."""
 
 Event = Callable[[dict[str, Any]], None]
 """Is told of every training step and finished stage, as a flat dict that JSON can hold."""
@@ -41,9 +41,10 @@ class Recipe:
         return self.lr * 0.5 * (1 + cos(pi * (step - peak) / max(total - peak, 1)))
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
-        trained = [p for p in parameters if p.requires_grad]
+        """Of those that are not frozen; there may be none."""
+        group = {"params": [p for p in parameters if p.requires_grad]}
         return torch.optim.SGD(
-            trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+            [group], lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
         )
 
     def loss(self, output: Tensor, labels: Tensor | None, parent: Tensor | None) -> Tensor:
@@ -66,22 +67,41 @@ class Recipe:
 
 
 def unpack(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels of a batch, on `device`."""
-    if isinstance(batch, Tensor):
-        return batch.to(device), None
-    inputs, labels = batch
-    return inputs.to(device), labels.to(device) if labels is not None else None
+    """Inputs and labels of a batch, on `device`. Raises BadData for what is neither."""
+    parts = (batch,) if isinstance(batch, Tensor) else batch
+    match parts:
+        case (Tensor() as inputs,) | (Tensor() as inputs, None):
+            return inputs.to(device), None
+        case (Tensor() as inputs, Tensor() as labels):
+            return inputs.to(device), labels.to(device)
+    raise BadData(
+        f"a batch is {_shape(parts)}; (inputs, labels), (inputs,) or inputs are asked, as tensors",
+        at="the first batch of that form",
+        effect="the run was stopped",
+        fix="wrap the loader so that it yields one of these",
+    )
+
+
+def _shape(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)):
+        return f"{type(batch).__name__} of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
+    return type(batch).__name__
 
 
 def endless(batches: Batches) -> Iterator[Any]:
-    """One epoch after the other."""
+    """One epoch after the other. Raises BadData for an empty one."""
     while True:
         empty = True
         for batch in batches:
             empty = False
             yield batch
         if empty:
-            raise ValueError("the training batches are empty, or can be read only once")
+            raise BadData(
+                "the training batches are empty, or can be read only once",
+                at="the start of an epoch",
+                effect="the run was stopped",
+                fix="give at least one batch, in a list, DataLoader or other object that can be iterated again",
+            )
 
 
 def step_(
