@@ -157,8 +157,9 @@ class Call:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the result."""
-        shape: torch.Size = self._node.meta["val"].shape
+        """Shape of the result; of the first one, if there are several."""
+        value = self._node.meta["val"]
+        shape: torch.Size = (value if isinstance(value, Tensor) else value[0]).shape
         return shape
 
     def keyword(self, name: str, default: Any) -> Any:

@@ -152,6 +152,12 @@ def expand(call: "Call", x: Tensor, shape: list[int], **_: Any) -> Tensor:
     return result
 
 
+def unflatten(call: "Call", x: Tensor, axis: int, sizes: Any) -> Tensor:
+    if axis % x.dim() in varying(x):
+        raise CannotFollow(f"to {tuple(sizes)} splits the channels over several axes")
+    return x.reshape(call.shape)
+
+
 def flatten(call: "Call", x: Tensor, *_: Any) -> Tensor:
     return x.reshape(call.shape)
 
@@ -244,6 +250,10 @@ def spatial(call: "Call", x: Tensor, *_: Any, **__: Any) -> Any:
     return x.expand(call.shape)
 
 
+def spatial_with_indices(call: "Call", x: Tensor, *_: Any, **__: Any) -> list[Tensor]:
+    return [spatial(call, x)] * 2
+
+
 def mixing(call: "Call", x: Tensor, axes: Any = None, *rest: Any, **kwargs: Any) -> Tensor:
     """Combines elements along `axes` and keeps the shape (softmax, cumsum): harmless unless channels lie there."""
     axes = [axes] if isinstance(axes, int) else list(axes)
@@ -266,6 +276,14 @@ def reduction(call: "Call", x: Tensor, axes: Any = None, keepdim: bool = False, 
     return x
 
 
+def extreme(call: "Call", x: Tensor, *rest: Any, **kwargs: Any) -> Any:
+    """max and min: of everything, of two tensors, or along an axis with the indices."""
+    if rest and isinstance(rest[0], Tensor):
+        return elementwise(call, x, *rest)
+    result = reduction(call, x, *rest, **kwargs)
+    return [result] * 2 if rest or kwargs else result
+
+
 def vector_norm(call: "Call", x: Tensor, order: Any = 2, axes: Any = None, keepdim: bool = False, **_: Any) -> Any:
     return reduction(call, x, axes, keepdim)
 
@@ -282,6 +300,10 @@ def like(call: "Call", x: Tensor, *_: Any, **__: Any) -> Tensor:
 
 def constant(call: "Call", *_: Any, **__: Any) -> Tensor:
     return call.neutral()
+
+
+def nothing(call: "Call", *_: Any, **__: Any) -> None:
+    """Only checks."""
 
 
 def item(call: "Call", values: Any, index: int) -> Any:
@@ -330,6 +352,7 @@ RULES: dict[str, Rule] = {
     ),
     **_rows(reshape, "view reshape _unsafe_view"),
     **_rows(expand, "expand"),
+    **_rows(unflatten, "unflatten"),
     **_rows(flatten, "flatten"),
     **_rows(sliced, "slice"),
     **_rows(indexed, "select narrow unbind"),
@@ -342,15 +365,22 @@ RULES: dict[str, Rule] = {
     **_rows(pad, "constant_pad_nd pad"),
     **_rows(
         spatial,
-        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d avg_pool1d avg_pool2d "
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d "
         "avg_pool3d max_pool1d max_pool2d max_pool3d upsample_nearest1d upsample_nearest2d upsample_bilinear2d "
         "upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa",
     ),
+    **_rows(
+        spatial_with_indices,
+        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
+        "max_pool3d_with_indices",
+    ),
     **_rows(mixing, "softmax log_softmax _softmax cumsum cumprod"),
     **_rows(reduction, "mean sum amax amin var std logsumexp any all prod"),
+    **_rows(extreme, "max min"),
     **_rows(vector_norm, "linalg_vector_norm"),
     **_rows(layer_norm, "layer_norm"),
     **_rows(constant, "zeros ones full arange empty new_zeros new_ones new_full scalar_tensor eye linspace rand randn"),
+    **_rows(nothing, "_assert_tensor_metadata _assert_scalar _assert_async"),
     **_rows(item, "getitem"),
 }
 

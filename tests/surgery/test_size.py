@@ -1,0 +1,86 @@
+"""Predicted size against counted size, and the expected size against the mean over every keep."""
+
+from itertools import product
+
+import pytest
+import torch
+from counting import macs, params
+from oracle import random_keep
+from torch import nn
+from zoo import ZOO, randomised
+
+import surgery
+from surgery import ChannelGraph, SizeModel
+
+COUNTED = (
+    "plain", "residual", "concat_then_add", "dense_concat", "self_concat", "chunk_gate", "flatten_to_linear",
+    "depthwise", "grouped", "transposed", "conv_1d_3d", "shared_module", "tied_weight", "bare_scale",
+    "constant_shortcut", "two_heads", "layer_norm_mlp",
+    "two_inputs", "c2f", "functional_conv", "class_token", "unused", "nothing_free",
+)
+
+
+class Tiny(nn.Sequential):
+    """Four filters, three filters, two neurons: 512 keeps."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2),
+            nn.Linear(2, 3),
+        )
+
+
+def tiny() -> tuple[ChannelGraph, SizeModel]:
+    graph = surgery.trace(Tiny(), torch.randn(2, 1, 5, 5))
+    return graph, SizeModel(graph)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_predicted_size_is_the_counted_size_of_the_cut_network(name: str) -> None:
+    case = ZOO[name]
+    model, x = randomised(case.build()).double().eval(), case.example()
+    graph = surgery.trace(model, x)
+    size = SizeModel(graph)
+    assert size.dense == surgery.Size(params(model), macs(model, x))
+    for seed in range(3):
+        keep = random_keep(graph, seed)
+        small = surgery.cut(model, graph, keep)
+        assert size.of(keep) == surgery.Size(params(small), macs(small, x))
+
+
+def test_expected_size_is_the_mean_over_all_keeps() -> None:
+    _, size = tiny()
+    assert size.units == 9
+    chances = torch.rand(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean_params = mean_macs = 0.0
+    for bits in product((0.0, 1.0), repeat=9):
+        open_ = torch.tensor(bits, dtype=torch.float64)
+        weight = torch.where(open_ == 1, chances, 1 - chances).prod().item()
+        mean_params += weight * size.params(open_).item()
+        mean_macs += weight * size.macs(open_).item()
+    assert size.params(chances).item() == pytest.approx(mean_params, rel=1e-12)
+    assert size.macs(chances).item() == pytest.approx(mean_macs, rel=1e-12)
+
+
+def test_the_gradient_is_the_derivative() -> None:
+    _, size = tiny()
+    chances = torch.rand(9, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(size.params, (chances,), rtol=1e-7)
+    assert torch.autograd.gradcheck(size.macs, (chances,), rtol=1e-7)
+
+
+def test_zeros_and_ones_are_exact_by_hand() -> None:
+    graph, size = tiny()
+    # 9 pixels: 4 * 9 * 9, 3 * 4 * 9; then 2 * 3 and 3 * 2
+    assert size.dense == surgery.Size(4 * 9 + 4 + 3 * 4 + 3 + 2 * 3 + 2 + 3 * 2 + 3, 324 + 108 + 6 + 6)
+    keep = {graph.groups[0].name: torch.tensor([True, False, False, True])}
+    assert size.of(keep) == surgery.Size(2 * 9 + 2 + 3 * 2 + 3 + 2 * 3 + 2 + 3 * 2 + 3, 162 + 54 + 6 + 6)
+
+
+def test_a_keep_and_its_flat_vector_are_the_same() -> None:
+    graph, size = tiny()
+    keep = random_keep(graph, 3)
+    back = size.keep(size.flat(keep))
+    assert all(torch.equal(back[name], keep[name]) for name in keep)
+    with pytest.raises(surgery.BadKeep, match="does not have: nobody"):
+        size.of({"nobody": torch.ones(2, dtype=torch.bool)})
