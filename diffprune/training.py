@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffprune.errors import BadData, TrainingDiverged
+from surgery import evaluating
 
 Batches = Iterable[Any]
 """Re-iterable batches: (inputs, labels), or inputs alone or as (inputs,), which are learned from by distillation."""
@@ -109,18 +110,33 @@ def step_(
 ) -> None:
     """One update. Raises TrainingDiverged for a loss that is not finite, before it spoils the weights."""
     if not torch.isfinite(loss):
-        raise TrainingDiverged(
-            f"the loss is {loss.item()} at step {step} of the {phase} phase",
-            at=f"training {type(model).__name__}",
-            effect="the run was stopped; no result was written",
-            fix="lower the learning rate, and look for values that are not finite in the data",
-        )
+        raise _diverged(f"the loss is {loss.item()} at step {step} of the {phase} phase", model)
     optimizers = list(optimizers)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
     for optimizer in optimizers:
         optimizer.step()
+
+
+def require_finite(model: nn.Module, inputs: Tensor, *, phase: str) -> None:
+    """Raise TrainingDiverged if a phase left a network that answers `inputs` with values that are not finite.
+
+    Batch norm can keep the loss of a training step finite with weights that overflow in eval mode.
+    """
+    with torch.no_grad(), evaluating(model):
+        output: Tensor = model(inputs)
+    if not torch.isfinite(output).all():
+        raise _diverged(f"the network answers with values that are not finite after the {phase} phase", model)
+
+
+def _diverged(fact: str, model: nn.Module) -> TrainingDiverged:
+    return TrainingDiverged(
+        fact,
+        at=f"training {type(model).__name__}",
+        effect="the run was stopped; no result was written",
+        fix="lower the learning rate, and look for values that are not finite in the data",
+    )
 
 
 def fit_(
@@ -145,6 +161,8 @@ def fit_(
         loss = recipe.loss(model(inputs), labels, answers(parent, inputs))
         step_(model, [optimizer], loss, phase=phase, step=step)
         on_event({"phase": phase, "step": step + 1, "steps": total, "loss": loss.item()})
+    if steps:
+        require_finite(model, inputs, phase=phase)
 
 
 def answers(parent: nn.Module | None, inputs: Tensor) -> Tensor | None:
