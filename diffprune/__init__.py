@@ -8,12 +8,12 @@ __version__ = "0.1.0"
 _HOME = {
     "Budget": "diffprune.budget",
     "GATES": "diffprune.gates",
-    "GatedModel": "diffprune.attach",
+    "GatedModel": "diffprune.gated",
     "HardConcrete": "diffprune.gates",
     "MeanCentred": "diffprune.gates",
     "Recipe": "diffprune.training",
     "Result": "diffprune.pipeline",
-    "attach": "diffprune.attach",
+    "attach": "diffprune.gated",
     "compress": "diffprune.pipeline",
 }
 __all__ = [*_HOME]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import surgery
-from diffprune.attach import attach
 from diffprune.budget import Budget, land, require_reachable
 from diffprune.errors import BadBudget, BadData
+from diffprune.gated import attach
 from diffprune.gates import Gate
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.score import as_logits, magnitude

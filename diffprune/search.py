@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffprune.attach import GatedModel
 from diffprune.budget import Budget, shift_for
-from diffprune.training import Event, Recipe, answers, step_, unpack
+from diffprune.gated import GatedModel
+from diffprune.training import Event, Recipe, answers, require_finite, step_, unpack
 
 GATE_LR = 0.05
 """Adam, constant: gates must travel a distance of about one within a search of a hundred steps."""
@@ -52,6 +52,7 @@ def search_(
         loss = recipe.loss(gated(inputs), labels, answers(parent, inputs))
         step_(gated, [weights, gates], loss, phase="search", step=step)
         on_event({"phase": "search", "step": step + 1, "steps": total, "loss": loss.item(), "macs": _macs(gated)})
+    require_finite(gated, inputs, phase="search")
     follow_(gated, budget, target)
 
 
