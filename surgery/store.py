@@ -3,9 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -32,11 +31,11 @@ def save(small: nn.Module, path: str | os.PathLike[str]) -> None:
             fix="save the network that surgery.cut returned, or a copy of it; for a dense one use its state_dict",
         )
     plan = {
-        name: {"shape": list(receipt.shapes[name]), "kept": {str(a): list(i) for a, i in axes.items()}}
-        for name, axes in receipt.kept.items()
+        name: {"shape": receipt.shapes[name], "kept": {str(a): i for a, i in sorted(axes.items())}}
+        for name, axes in sorted(receipt.kept.items())
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in _persistent(small).items()}
-    data = safetensors.torch.save(tensors, {"format": FORMAT, "cut": json.dumps(plan, sort_keys=True)})
+    data = safetensors.torch.save(tensors, {FORMAT: json.dumps(plan)})
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -53,15 +52,14 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.M
 
     dtype is the file's, mode and requires_grad are the factory's. Raises BadFile.
     """
-    plan, tensors = _read(Path(path))
+    receipt, tensors = _read(Path(path))
     model = factory()
     dense = states(model)
-    for name, entry in plan.items():
+    for name, shape in receipt.shapes.items():
         found = tuple(dense[name].shape) if name in dense else None
-        if found != tuple(entry["shape"]):
-            raise _misfit(path, f"{name} has shape {found} in the network; {tuple(entry['shape'])} was cut", model)
-    kept = {n: {int(a): tuple(i) for a, i in entry["kept"].items()} for n, entry in plan.items()}
-    slice_(model, {n: {a: torch.tensor(i) for a, i in axes.items()} for n, axes in kept.items()})
+        if found != shape:
+            raise _misfit(path, f"{name} has shape {found} in the network; {shape} was cut", model)
+    slice_(model, {n: {a: torch.tensor(i) for a, i in axes.items()} for n, axes in receipt.kept.items()})
     cut = _persistent(model)
     if cut.keys() != tensors.keys():
         odd = sorted(cut.keys() ^ tensors.keys())
@@ -70,7 +68,7 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.M
         if tensor.shape != cut[name].shape:
             raise _misfit(path, f"{name} is {tuple(tensor.shape)}; the network has {tuple(cut[name].shape)}", model)
         replace_(model, cut[name], tensor.to(cut[name].device))
-    setattr(model, RECEIPT, Receipt({n: tuple(e["shape"]) for n, e in plan.items()}, kept))
+    setattr(model, RECEIPT, receipt)
     return model
 
 
@@ -80,21 +78,36 @@ def _persistent(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in states(model).items() if stored.get(name) is tensor}
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Receipt, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if FORMAT not in metadata:
                 raise ValueError("no record of a cut inside: not written by surgery.save")
-            plan = json.loads(metadata["cut"])
-            return plan, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+            return _receipt(metadata[FORMAT]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
         raise BadFile(
             f"{path.name} cannot be read: {error}",
             at="surgery.load",
             effect="no network was built",
             fix="give a file that surgery.save wrote; copy it again if it is damaged",
         ) from error
+
+
+def _receipt(text: str) -> Receipt:
+    """The record in a file. Raises ValueError unless each index counts upwards inside the dense shape."""
+    try:
+        plan = json.loads(text)
+        shapes = {str(name): tuple(int(n) for n in entry["shape"]) for name, entry in plan.items()}
+        kept = {n: {int(a): tuple(int(i) for i in index) for a, index in plan[n]["kept"].items()} for n in shapes}
+        for name, axes in kept.items():
+            for axis, index in axes.items():
+                inside = range(shapes[name][axis])
+                if axis < 0 or not index or list(index) != sorted({i for i in index if i in inside}):
+                    raise ValueError(f"axis {axis} of {name}")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"the record of the cut is damaged ({error})") from error
+    return Receipt(shapes, kept)
 
 
 def _misfit(path: str | os.PathLike[str], fact: str, model: nn.Module) -> BadFile:
