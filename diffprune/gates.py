@@ -46,11 +46,12 @@ class MeanCentred:
     Source: DiffPrune (Shulman 2020, arXiv 2012.03653) describes deterministic approximately binary gates with exact
     zeros; its formula was not available, so this is a reconstruction from the sign-partitioned group-mean
     transformation in the author's later code (relational-compression, after arXiv 2107.01400). The noise level that
-    links both modes is ours.
+    links both modes is ours. The defaults are gentle because a short search starts from a trained network: an open gate
+    is at most 10 % off 1, and only units close to the threshold flip (docs/method.md).
     """
 
-    noise: float = 0.2
-    relaxation: float = 1.0
+    noise: float = 0.05
+    relaxation: float = 0.1
     stochastic: bool = True
     start: float = 1.0
 
