@@ -46,12 +46,13 @@ def search_(
         target = 1 + (budget.share - 1) * min(1.0, progress / RAMP)
         gated.gate = family.at(progress)
         follow_(gated, budget, target)
+        macs = _macs(gated)
         for group in weights.param_groups:
             group["lr"] = recipe.rate(step, total)
         inputs, labels = unpack(next(batches), device)
         loss = recipe.loss(gated(inputs), labels, answers(parent, inputs))
         step_(gated, [weights, gates], loss, phase="search", step=step)
-        on_event({"phase": "search", "step": step + 1, "steps": total, "loss": loss.item(), "macs": _macs(gated)})
+        on_event({"phase": "search", "step": step + 1, "steps": total, "loss": loss.item(), "macs": macs})
     require_finite(gated, inputs, phase="search")
     follow_(gated, budget, target)
 

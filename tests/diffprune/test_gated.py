@@ -12,7 +12,7 @@ from zoo import ZOO, Case, randomised
 
 import diffprune
 import surgery
-from diffprune import GATES, GatedModel, HardConcrete, attach
+from diffprune import GATES, GatedModel, HardConcrete, MeanCentred, attach
 from diffprune.errors import NothingToCut
 from surgery import ChannelGraph
 
@@ -170,7 +170,7 @@ def test_gradient_of_the_gates_against_finite_differences() -> None:
 
 def test_training_mode_draws_one_sample_a_forward_and_moves_the_statistics() -> None:
     model, graph, x = traced("residual")
-    gated = attach(model, graph).train()
+    gated = attach(model, graph, gate=MeanCentred(noise=0.2, relaxation=1.0)).train()
     with torch.no_grad():
         gated.logits.fill_(0.1)
     before = copy.deepcopy(gated.model.get_buffer("bn.running_mean"))
@@ -185,7 +185,7 @@ def test_training_mode_draws_one_sample_a_forward_and_moves_the_statistics() -> 
 
 def test_the_shift_is_added_to_every_logit() -> None:
     model, graph, _ = traced("residual")
-    gated = attach(model, graph)
+    gated = attach(model, graph, gate=MeanCentred(noise=0.2))
     with torch.no_grad():
         gated.logits.copy_(torch.linspace(-1, 1, graph.units))
     gated.shift.fill_(0.7)

@@ -29,11 +29,11 @@ def sampled(gate: Gate, at: Tensor, seed: int = 0, group: Tensor = GROUP) -> Ten
 @pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("noise", [1.0, 0.2, 0.02])
 def test_closed_gates_are_zero_and_the_open_ones_of_a_group_average_one(stochastic: bool, noise: float) -> None:
-    gate, closed, spread = MeanCentred(noise=noise, stochastic=stochastic), 0, 0.0
+    gate, closed, spread = MeanCentred(noise, relaxation=1.0, stochastic=stochastic), 0, 0.0
     for seed in range(20):
         gates = sampled(gate, logits(torch.float32), seed)
         for index in range(4):
-            mine = gates[GROUP == index]
+            mine = gates[index == GROUP]
             opened = mine[mine != 0]
             closed += len(mine) - len(opened)
             if len(opened):
@@ -118,7 +118,7 @@ def test_gradient_of_hard_concrete_samples() -> None:
     assert torch.autograd.gradcheck(lambda a: sampled(HardConcrete(), a), (at,))
 
 
-@pytest.mark.parametrize("gate", [MeanCentred(noise=0.5, relaxation=0.7), MeanCentred(stochastic=False)], ids=str)
+@pytest.mark.parametrize("gate", [MeanCentred(0.5, 0.7), MeanCentred(0.2, 1.0, False)], ids=str)
 def test_gradient_of_mean_centred_samples_with_the_mean_as_a_constant(gate: MeanCentred) -> None:
     at = logits().requires_grad_()
     opened = (sampled(gate, at) > 0).double()
@@ -130,7 +130,7 @@ def test_gradient_of_mean_centred_samples_with_the_mean_as_a_constant(gate: Mean
 
 
 def test_groups_do_not_see_each_other() -> None:
-    gate, at = MeanCentred(noise=0.3), logits()
+    gate, at = MeanCentred(noise=0.3, relaxation=1.0), logits()
     moved = torch.where(GROUP == 1, at + 1.0, at)
     before, after = sampled(gate, at), sampled(gate, moved)
     assert torch.equal(before[GROUP != 1], after[GROUP != 1])
