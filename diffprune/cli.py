@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diffprune import __version__
+
 app = typer.Typer(
     help="Learn which channels a trained network needs, cut the others out exactly, measure the speed-up.",
     no_args_is_help=True,
@@ -14,15 +16,41 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ModelArgument = Annotated[str, typer.Argument(help="torchvision:NAME, digits:resnet18 or package.module:factory")]
-InputOption = Annotated[str, typer.Option("--input", help="channels,height,width of one image")]
+NETWORK = "torchvision:NAME, digits:resnet18 or package.module:factory"
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells know it."""
+
+WEIGHTS = "DEFAULT, a .safetensors or a .pt file  [fresh ones]"
+InputOption = Annotated[
+    str | None,
+    typer.Option("--input", help="channels,height,width of an image  [1,16,16 for digits:NAME, else 3,224,224]"),
+]
+ClassesOption = Annotated[int | None, typer.Option(help="classes, where they differ from the network's usual ones")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"diffprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 @app.command()
 def demo(
     output: Annotated[str | None, typer.Option(help="folder of the run  [runs/demo, runs/demo-2, ...]")] = None,
 ) -> None:
-    """Compress a small ResNet-18 on scikit-learn's digits: train, search, cut, recover, export, measure."""
+    """Try it on handwritten digits.
+
+    Trains a small ResNet-18, searches, cuts, recovers, exports and measures it, in less than two minutes.
+    """
     from diffprune.demo import demo_config
     from diffprune.runfolder import next_free
 
@@ -32,10 +60,8 @@ def demo(
 @app.command()
 def compress(
     config: Annotated[Path | None, typer.Option(help="TOML file with any of the settings below")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="torchvision:NAME, digits:resnet18 or package.module:factory")
-    ] = None,
-    weights: Annotated[str | None, typer.Option(help="DEFAULT, a .safetensors or a .pt file")] = None,
+    model: Annotated[str | None, typer.Option(help=NETWORK)] = None,
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS)] = None,
     data: Annotated[
         str | None,
         typer.Option(help="digits, cifar10:PATH, mnist:PATH, imagefolder:PATH, npz:PATH or package.module:function"),
@@ -44,39 +70,55 @@ def compress(
     params: Annotated[float | None, typer.Option(help="budget: share of the dense parameters that may remain")] = None,
     epochs: Annotated[float | None, typer.Option(help="search and recovery together  [5]")] = None,
     parent_epochs: Annotated[int | None, typer.Option(help="train the dense network first  [0]")] = None,
+    parent_lr: Annotated[float | None, typer.Option(help="peak learning rate of that  [0.05]")] = None,
     batch: Annotated[int | None, typer.Option(help="images in a batch  [128]")] = None,
-    image_size: Annotated[int | None, typer.Option(help="pixels")] = None,
+    image_size: Annotated[int | None, typer.Option(help="pixels  [16 for digits, 224 for imagefolder]")] = None,
     lr: Annotated[float | None, typer.Option(help="peak learning rate  [0.02]")] = None,
-    gate: Annotated[str | None, typer.Option(help="diffprune, diffprune-deterministic or hard-concrete")] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="diffprune, diffprune-deterministic or hard-concrete  [diffprune]")
+    ] = None,
     round_to: Annotated[str | None, typer.Option(help="widths stay multiples of this; auto probes  [auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads to measure latency with  [1]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, to train on  [cpu]")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything random  [0]")] = None,
-    output: Annotated[str | None, typer.Option(help="folder of the run; must not exist")] = None,
+    output: Annotated[str | None, typer.Option(help="folder of the run; must be new or empty")] = None,
 ) -> None:
-    """Compress a trained network to a budget and ship it as ONNX. Options go before the TOML file's settings."""
-    options = {k: v for k, v in locals().items() if v is not None and k != "config"}
+    """Compress a trained network to a budget.
+
+    Writes a folder with the small network, its ONNX file and a report of what it cost and gained. An option given here
+    wins over the same setting in the TOML file.
+    """
+    options = {key: value for key, value in locals().items() if value is not None and key != "config"}
     from diffprune.config import config_from, load_values
 
     values = load_values(config) if config else {}
     if {"macs", "params"} & options.keys():
-        values = {k: v for k, v in values.items() if k not in ("macs", "params", "speedup")}
-    _run(config_from({**values, **options}, source=str(config) if config else "the command line"))
+        values = {key: value for key, value in values.items() if key not in ("macs", "params", "speedup")}
+    sources = [str(config)] * bool(config) + ["the command line"] * bool(options or not config)
+    _run(config_from({**values, **options}, source=" and ".join(sources)))
 
 
 @app.command()
 def inspect(
-    model: ModelArgument,
-    weights: Annotated[str | None, typer.Option(help="DEFAULT, a .safetensors or a .pt file")] = None,
-    input_: InputOption = "3,224,224",
-    macs: Annotated[float | None, typer.Option(help="is this budget reachable?")] = None,
-    params: Annotated[float | None, typer.Option(help="is this budget reachable?")] = None,
-    round_to: Annotated[int, typer.Option(help="widths stay multiples of this")] = 1,
+    model: Annotated[str, typer.Argument(help=NETWORK)],
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS)] = None,
+    input_: InputOption = None,
+    classes: ClassesOption = None,
+    macs: Annotated[float | None, typer.Option(help="can this share of the MACs be reached?")] = None,
+    params: Annotated[float | None, typer.Option(help="can this share of the parameters be reached?")] = None,
+    round_to: Annotated[
+        str, typer.Option(help="widths stay multiples of this; auto looks at the instruction set")
+    ] = "auto",
 ) -> None:
-    """Show, before any training, what can be cut, what is pinned and why, and how far a budget can go."""
+    """Show what can be cut, before any training.
+
+    Every group with its units and its share of MACs and parameters, everything pinned with the reason, and how far a
+    budget can go.
+    """
+    shape, multiple = _shape(input_, model), _multiple(round_to)
     from diffprune.inspection import inspection
 
-    _print(*inspection(model, weights, _shape(input_), macs=macs, params=params, round_to=round_to))
+    _print(*inspection(model, weights, shape, classes=classes, macs=macs, params=params, round_to=multiple))
 
 
 @app.command()
@@ -84,33 +126,43 @@ def bench(
     dense: Annotated[Path, typer.Argument(help="an ONNX file")],
     small: Annotated[Path | None, typer.Argument(help="another one, to compare with")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; spinning is off when more than 1")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads; they do not spin when more than 1")] = 1,
     batch: Annotated[int, typer.Option(help="images at once")] = 1,
     seconds: Annotated[float, typer.Option(help="how long to measure")] = 10.0,
     json: Annotated[Path | None, typer.Option(help="write every sample to this file")] = None,
 ) -> None:
-    """Measure one ONNX file, or compare two in random interleaved runs."""
+    """Measure an ONNX file, or compare two.
+
+    Two files are run in random interleaved rounds; the ratio of their medians comes with a 95 % interval.
+    """
+    if json:
+        _require_folder(json, "--json")
     import export
+    from diffprune.benching import bench_lines
+    from diffprune.runfolder import as_json, write_atomically
 
     settings: dict[str, Any] = {"device": device, "threads": threads, "batch": batch, "seconds": seconds}
     result = export.compare(dense, small, **settings) if small else export.measure(dense, **settings)
-    _print(str(result), *(f"warning: {text}" for text in result.warnings))
+    _print(*bench_lines((dense, small) if small else (dense,), result))
     if json:
-        from diffprune.runfolder import as_json, write_atomically
-
         write_atomically(json, as_json(result.as_dict()))
 
 
 @app.command()
 def export(
     saved: Annotated[Path, typer.Argument(help="pruned.safetensors of a run")],
-    model: Annotated[str, typer.Option(help="the dense network it was cut from, as for compress")],
+    model: Annotated[str, typer.Option(help=f"the dense network it was cut from: {NETWORK}")],
     output: Annotated[Path, typer.Option(help="the ONNX file to write")],
-    input_: InputOption = "3,224,224",
-    classes: Annotated[int | None, typer.Option(help="classes that the dense network was built with")] = None,
+    input_: InputOption = None,
+    classes: ClassesOption = None,
     opset: Annotated[int, typer.Option(help="18 or later")] = 18,
 ) -> None:
-    """Turn a saved network into an ONNX file, checked against the network."""
+    """Turn a saved network into an ONNX file.
+
+    The file is checked: it is dense, and onnxruntime computes with it what the network computes.
+    """
+    shape = _shape(input_, model)
+    _require_folder(output, "--output")
     import torch
 
     import surgery
@@ -118,21 +170,28 @@ def export(
     from export import to_onnx
 
     small = surgery.load(saved, lambda: load_model(model, num_classes=classes))
-    example = torch.randn(2, *_shape(input_), generator=torch.Generator().manual_seed(0))
+    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     file = to_onnx(small, example, output, opset=opset, metadata={"source_model": model})
-    _print(f"{file.path}: {file.size / 1e6:.2f} MB, opset {file.opset}, parity {file.parity.worst:.1e}, {file.sha256}")
+    _print(
+        f"{file.path}: {file.size / 1e6:.2f} MB, opset {file.opset}, "
+        f"largest relative difference to the network {file.parity.worst:.1e}",
+        f"sha256 {file.sha256}",
+    )
 
 
 def main() -> None:
     """Exit codes: 0 done, 2 refused with what, where, effect and fix, 130 interrupted."""
     try:
         app()
-    except KeyboardInterrupt:
-        _fail("interrupted; no run folder was finished", 130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("interrupted; nothing that looks finished was left", err=True)
+        raise
     except Exception as error:
         if not _is_ours(error):
             raise
-        _fail(f"{type(error).__name__}: {error}", 2)
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(2)
 
 
 def _is_ours(error: Exception) -> bool:
@@ -140,32 +199,43 @@ def _is_ours(error: Exception) -> bool:
     return any(base.__name__ in ("DiffpruneError", "SurgeryError", "ExportError") for base in type(error).__mro__)
 
 
-def _fail(text: str, code: int) -> None:
-    typer.echo(text, err=True)
-    sys.exit(code)
+def _shape(text: str | None, model: str) -> tuple[int, ...]:
+    """Channels, height and width from the option, or what fits the network's family."""
+    if text is None:
+        return (1, 16, 16) if model.startswith("digits:") else (3, 224, 224)
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise _bad_option(f"--input is {text!r}", "write channels,height,width, such as 3,224,224")
+    return tuple(map(int, parts))
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def _multiple(text: str) -> int:
+    if text == "auto":
+        from export import default_step
+
+        return default_step()
+    if not text.isdecimal() or not int(text):
+        raise _bad_option(f"--round-to is {text!r}", "give a number, 1 or more, or auto")
+    return int(text)
+
+
+def _require_folder(file: Path, option: str) -> None:
+    """Before any work: a file can be written there."""
+    if file.is_dir() or not file.parent.is_dir():
+        fact = "is a folder" if file.is_dir() else "is in a folder that does not exist"
+        raise _bad_option(f"{option} {file} {fact}", "name a file in a folder that exists")
+
+
+def _bad_option(fact: str, fix: str) -> Exception:
     from diffprune.errors import BadConfig
 
-    try:
-        shape = tuple(int(part) for part in text.split(","))
-        if not shape or min(shape) < 1:
-            raise ValueError("sizes are 1 or more")
-    except ValueError as error:
-        raise BadConfig(
-            f"--input is {text!r}: {error}",
-            at="the command line",
-            effect="nothing was started",
-            fix="write it as 3,224,224",
-        ) from error
-    return shape
+    return BadConfig(fact, at="the command line", effect="nothing was started", fix=fix)
 
 
 def _print(*lines: Any) -> None:
     from rich.console import Console
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for line in lines:
         console.print(line)
 
@@ -177,10 +247,13 @@ def _run(config: Any) -> None:
 
     with Progress() as progress:
         finished = run(config, on_event=progress)
+    report = finished.report
+    warnings = [*report["warnings"], *report["latency"]["cpu"]["warnings"]]
     _print(
         "",
-        summary_table(finished.report),
-        finished.report["verdict"],
-        *(f"warning: {text}" for text in finished.report["warnings"] + finished.report["latency"]["cpu"]["warnings"]),
+        summary_table(report),
+        "",
+        report["verdict"],
+        *(f"warning: {text}" for text in dict.fromkeys(warnings) if text not in progress.warned),
         f"everything is in {finished.folder}; open {finished.folder / 'report.html'}",
     )

@@ -41,6 +41,7 @@ class Config(BaseModel):
     speedup: float | None = Field(default=None, gt=1, description="dense latency / pruned latency, above 1")
     epochs: float = Field(default=5.0, ge=0, description="epochs of search and recovery, 0 or more; 0 only calibrates")
     parent_epochs: int = Field(default=0, ge=0, description="epochs that train the dense parent first, 0 or more")
+    parent_lr: float = Field(default=0.05, gt=0, description="the learning rate of the dense parent, above 0")
     batch: int = Field(default=128, ge=1, description="images in a batch, 1 or more")
     image_size: int | None = Field(default=None, ge=1, description="pixels, 1 or more")
     lr: float = Field(default=0.02, gt=0, description="a learning rate above 0")

@@ -11,6 +11,7 @@ def demo_config(output: str) -> Config:
             "data": "digits",
             "macs": 0.35,
             "parent_epochs": 4,
+            "parent_lr": 0.05,
             "epochs": 4.0,
             "batch": 64,
             "lr": 0.03,

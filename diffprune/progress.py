@@ -7,32 +7,45 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-TITLES = {
+STAGES = {
+    "probe": "probing which widths are fast here",
     "parent": "training the dense parent",
     "search": "searching",
     "recover": "recovering",
     "export": "exporting to ONNX",
-    "measure": "measuring dense and pruned, interleaved",
+    "measure": "measuring dense and pruned",
 }
+ACCURACIES = {
+    "dense": "dense network",
+    "cut": "right after the cut",
+    "recalibrate": "batch norm recalibrated",
+    "done": "pruned network",
+}
+ONE_SCHEDULE = {"recover": "search"}
+"""Phases that go on with the steps of another one share its bar."""
+
 LINES = 4
-"""Plain lines for each training phase."""
+"""Plain lines for each schedule, beside the first of each phase."""
 
 
 class Progress:
-    """A context manager to be called with the events of a run."""
+    """A context manager to be called with the events of a run; `warned` is what it has shown of warnings."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False, markup=False)
+        self.warned: list[str] = []
+        self._console = console or Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._live,
         )
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, int] = {}
+        self._waiting: TaskID | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -42,20 +55,44 @@ class Progress:
         self._bars.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
+        self._end_waiting()
         phase = event["phase"]
         if "loss" in event:
-            self._step(phase, event)
+            self._step(phase, event["step"], event["steps"], f"loss {event['loss']:.3f}")
         elif "accuracy" in event:
-            self._console.print(f"{phase}: accuracy {100 * event['accuracy']:.2f} %")
-        elif phase in TITLES:
-            self._console.print(TITLES[phase])
+            self._print(f"{ACCURACIES.get(phase, phase)}: accuracy {100 * event['accuracy']:.2f} %")
+        elif phase == "warning":
+            self.warned.append(event["text"])
+            self._print(f"warning: {event['text']}")
+        elif phase in STAGES:
+            self._begin_waiting(STAGES[phase])
 
-    def _step(self, phase: str, event: dict[str, Any]) -> None:
-        step, steps, status = event["step"], event["steps"], f"loss {event['loss']:.3f}"
-        if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(TITLES[phase], total=steps, status="")
-        self._bars.update(self._tasks[phase], completed=step, status=status)
-        part = step * LINES // steps
-        if not self._console.is_terminal and part > self._told.get(phase, 0):
+    def _step(self, phase: str, step: int, steps: int, status: str) -> None:
+        title = STAGES.get(phase, phase)
+        if not self._live:
+            self._line(phase, step * LINES // steps, f"{title}: step {step} of {steps}, {status}")
+            return
+        schedule = ONE_SCHEDULE.get(phase, phase)
+        if schedule not in self._tasks:
+            self._tasks[schedule] = self._bars.add_task(title, total=steps, status=status)
+        self._bars.update(self._tasks[schedule], completed=step, status=status, description=title)
+
+    def _line(self, phase: str, part: int, text: str) -> None:
+        if part > self._told.get(phase, -1):
             self._told[phase] = part
-            self._console.print(f"{TITLES[phase]}: step {step} of {steps}, {status}")
+            self._print(text)
+
+    def _begin_waiting(self, title: str) -> None:
+        """For a stage without steps: a bar that pulses, or a line."""
+        if self._live:
+            self._waiting = self._bars.add_task(title, total=None, status="")
+        else:
+            self._print(title)
+
+    def _end_waiting(self) -> None:
+        if self._waiting is not None:
+            self._bars.update(self._waiting, total=1, completed=1)
+            self._waiting = None
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, emoji=False)

@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
-from rich.text import Text
+
+from diffprune.tables import add_row, table
 
 PHASES = {"parent": "training the dense parent", "search": "searching", "recover": "recovering"}
 POINTS = 300  # more than this cannot be told apart in the curve
@@ -72,26 +73,23 @@ def rows(report: Mapping[str, Any]) -> tuple[Row, ...]:
     ]
     accuracy = report["accuracy"]
     points = 100 * (accuracy["pruned"] - accuracy["dense"])
-    examples = f"on {count(accuracy['examples'])} held-out examples"
+    examples = f"{count(accuracy['examples'])} held-out examples"
     change = f"{points:+.2f} points".replace("-", "\N{MINUS SIGN}")
-    table = [*sizes, Row("Accuracy", percent(accuracy["dense"]), percent(accuracy["pruned"]), change, examples)]
+    found = [*sizes, Row("Accuracy", percent(accuracy["dense"]), percent(accuracy["pruned"]), change, examples)]
     for device, latency in report["latency"].items():
         speedup = f"{times(latency['speedup'])} [{latency['low']:.2f}, {latency['high']:.2f}]"
         threads = f"{latency['threads']} thread{'' if latency['threads'] == 1 else 's'}, batch {latency['batch']}"
         medians = milliseconds(latency["dense_ms"]), milliseconds(latency["pruned_ms"])
-        table.append(Row(f"Latency, {device}", *medians, speedup, f"{threads}; {latency['verdict']}"))
-    return tuple(table)
+        found.append(Row(f"Latency, {device}", *medians, speedup, f"{threads}; {latency['verdict']}"))
+    return tuple(found)
 
 
 def summary_table(report: Mapping[str, Any]) -> Table:
     """The table for a terminal, as rich draws it."""
-    table = Table("", "dense", "pruned", "ratio", "")
-    for column in table.columns[1:4]:
-        column.justify, column.no_wrap = "right", True
+    drawn = table("", "dense", "pruned", "ratio", "", right=range(1, 4))
     for row in rows(report):
-        # Text, because rich takes a bracket in a plain string for markup.
-        table.add_row(*(Text(cell) for cell in (row.name, row.dense, row.pruned, row.ratio, row.note)))
-    return table
+        add_row(drawn, row.name, row.dense, row.pruned, row.ratio, row.note)
+    return drawn
 
 
 def render(report: Mapping[str, Any]) -> str:

@@ -1,0 +1,101 @@
+"""What a run works on, tried before any work: data, network, whether they fit, whether the budget can be met."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import surgery
+from diffprune.budget import Budget, require_reachable
+from diffprune.config import Config
+from diffprune.data import Data, load_data
+from diffprune.errors import BadConfig, BadData, DeviceMissing
+from diffprune.gated import attach
+from diffprune.models import load_model
+
+UNTRAINED = 0.1
+"""Above guessing by less than this share of the way to 1, a parent looks untrained."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """`model` on the device and `example`, two validation images there, which it answers with (2, `logits`)."""
+
+    data: Data
+    model: nn.Module
+    example: Tensor
+    logits: int
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The name of each logit, if the data has them all."""
+        return self.data.labels if len(self.data.labels) == self.logits else None
+
+
+def prepare(config: Config) -> Prepared:
+    """Load data and network and run the one on the other. Raises BadData, BadModel, BadWeights, BadConfig."""
+    data = load_data(config.data, image_size=config.image_size, batch=config.batch, seed=config.seed)
+    model = load_model(config.model, weights=config.weights, num_classes=len(data.labels) or None).to(config.device)
+    example = next(iter(data.val))[0][:2].to(config.device)
+    logits = _logits(model, example, config)
+    classes = len(data.labels)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < classes:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise BadConfig(
+            f"the network answers {len(example)} images with {found}; one logit per label is asked: "
+            f"{(len(example), classes)}",
+            at=f"{config.model} on {config.data}",
+            effect="nothing was started",
+            fix="give a network that returns logits for these labels",
+        )
+    return Prepared(data, model, example, logits.shape[1])
+
+
+def _logits(model: nn.Module, images: Tensor, config: Config) -> object:
+    try:
+        return answer(model, images)
+    except Exception as error:
+        raise BadData(
+            f"the network does not take images of {tuple(images.shape[1:])}: {first_line(error)}",
+            at=f"{config.model} on {config.data}",
+            effect="nothing was started",
+            fix="set image_size, or give data with the channels and size that the network was built for",
+        ) from error
+
+
+def answer(model: nn.Module, images: Tensor) -> object:
+    """What the network says in eval mode; it comes back in the mode it had."""
+    with torch.no_grad(), surgery.evaluating(model):
+        return model(images)
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def require_device(name: str) -> None:
+    """Raises DeviceMissing."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceMissing(
+            "there is no CUDA device",
+            at="device = cuda",
+            effect="nothing was started",
+            fix="use device = cpu, or a machine and a torch build with CUDA",
+        )
+
+
+def require_possible(prepared: Prepared, budget: Budget, round_to: int) -> None:
+    """Refuse before the dense parent is trained what would be refused after. Raises NothingToCut, BudgetUnreachable."""
+    graph = surgery.trace(prepared.model, prepared.example)
+    require_reachable(budget, attach(prepared.model, graph).size, round_to)
+
+
+def looks_untrained(accuracy: float, classes: int) -> str | None:
+    """A warning for a dense network that is hardly better than guessing."""
+    guessing = 1 / classes
+    if accuracy >= guessing + UNTRAINED * (1 - guessing):
+        return None
+    return (
+        f"the dense network is right on {100 * accuracy:.1f} % of the held-out examples, guessing on "
+        f"{100 * guessing:.1f} %: give weights that were trained on these labels, or (more) parent_epochs"
+    )

@@ -1,0 +1,33 @@
+"""One sentence about a run that claims no more than was measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Speed on the CPU, MACs and accuracy of the pruned network against its parent's."""
+    latency = report["latency"]["cpu"]
+    saved = 100 * (1 - report["macs"]["pruned"] / report["macs"]["dense"])
+    points = 100 * (report["accuracy"]["pruned"] - report["accuracy"]["dense"])
+    speed = speed_in_words(latency["speedup"], latency["low"], latency["high"])
+    return f"The pruned network is {speed} on this CPU with {saved:.1f} % fewer MACs, and {_moved(points)}."
+
+
+def speed_in_words(ratio: float, low: float, high: float) -> str:
+    """dense latency / pruned latency with its interval: faster or slower only if the whole interval says so."""
+    if low <= 1 <= high:
+        return f"not measurably faster or slower ({_times(low)} to {_times(high)})"
+    if high < 1:
+        return f"{_times(1 / ratio)} slower ({_times(1 / high)} to {_times(1 / low)})"
+    return f"{_times(ratio)} faster ({_times(low)} to {_times(high)})"
+
+
+def _times(ratio: float) -> str:
+    """With a third digit where two would show 1.00x."""
+    return f"{ratio:.3f}x" if 0.95 < ratio < 1.05 else f"{ratio:.2f}x"
+
+
+def _moved(points: float) -> str:
+    if not points:
+        return "exactly as accurate as its parent"
+    return f"{abs(points):.2f} points {'more' if points > 0 else 'less'} accurate than its parent"
