@@ -182,6 +182,14 @@ def pixel_shuffle(call: "Call", x: Tensor, factor: int) -> Tensor:
     return call.spread(blocks[:, 0], x.dim() - 3)
 
 
+def channel_shuffle(call: "Call", x: Tensor, groups: int) -> Tensor:
+    """Interleaves equal blocks. Blocks stay equal under a cut when all keep the same positions, so these are tied."""
+    blocks = call.vector(x, 1).view(groups, -1)
+    call.names.tie(blocks, blocks[:1])
+    result: Tensor = call.run(x, groups)
+    return result
+
+
 def roll(call: "Call", x: Tensor, shifts: list[int], axes: list[int] | None = None) -> Tensor:
     if not axes or {a % x.dim() for a in axes} & set(varying(x)):
         raise CannotFollow(f"shifts channels by {shifts}, a constant of the forward")
@@ -348,7 +356,7 @@ RULES: dict[str, Rule] = {
     **_rows(
         movement,
         "expand_as flip movedim permute pixel_unshuffle repeat repeat_interleave squeeze swapaxes "
-        "t transpose unsqueeze channel_shuffle",
+        "t transpose unsqueeze",
     ),
     **_rows(reshape, "view reshape _unsafe_view"),
     **_rows(expand, "expand"),
@@ -357,6 +365,7 @@ RULES: dict[str, Rule] = {
     **_rows(sliced, "slice"),
     **_rows(indexed, "select narrow unbind"),
     **_rows(pixel_shuffle, "pixel_shuffle"),
+    **_rows(channel_shuffle, "channel_shuffle"),
     **_rows(roll, "roll"),
     **_rows(chunk, "chunk"),
     **_rows(split, "split split_with_sizes tensor_split"),

@@ -108,6 +108,15 @@ class ChannelShuffle(Net):
         return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+class ChannelShuffleModule(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shuffle, self.a = nn.ChannelShuffle(2), nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(self.shuffle(x)).relu()
+
+
 class Flip(Net):
     def body(self, x: Tensor) -> Tensor:
         return x + x.flip(1)
@@ -699,6 +708,7 @@ ZOO: dict[str, Case] = {
     "chunk_gate": Case(ChunkGate, (2, 3, 8, 8), free=("stem.0", "a")),
     "split_constants": Case(SplitConstants, (2, 3, 8, 8), pinned="split"),
     "channel_shuffle": Case(ChannelShuffle, (2, 3, 8, 8), pinned="splits the channels"),
+    "channel_shuffle_module": Case(ChannelShuffleModule, (2, 3, 8, 8), free=("stem.0", "a")),
     "flip": Case(Flip, (2, 3, 8, 8), free=("stem.0",)),
     "roll_channels": Case(RollChannels, (2, 3, 8, 8), pinned="roll"),
     "slice_channels": Case(SliceChannels, (2, 3, 8, 8), pinned="slice"),
