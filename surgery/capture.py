@@ -51,11 +51,19 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def own_random_state(model: nn.Module) -> Iterator[None]:
+    """Whatever is drawn inside, on the CPU or where the model lives, the random state is as before afterwards."""
+    gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(gpus)):
+        yield
+
+
 def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
     """The graph of `model` in eval mode, by torch.export. Raises CaptureFailed with the exporter's own reason."""
     args, kwargs = as_call(example_inputs)
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]), _quiet():
+        with evaluating(model), own_random_state(model), _quiet():
             program = torch.export.export(model, args, kwargs, strict=False)
             module = program.graph_module
     except Exception as error:

@@ -19,7 +19,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
-from surgery.capture import ExampleInputs, as_call, evaluating
+from surgery.capture import ExampleInputs, as_call, evaluating, own_random_state
 from surgery.check import check_equal
 from surgery.cut import cut, mask, states
 from surgery.errors import FinderFailed
@@ -76,7 +76,7 @@ def _find(model: nn.Module, example_inputs: ExampleInputs) -> Found:
     args, kwargs = torch.utils._pytree.tree_map_only(Tensor, _leaf, as_call(example_inputs))
     tensors = {id(tensor): name for name, tensor in states(network).items()}
     found = Found()
-    with evaluating(network), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with evaluating(network), torch.enable_grad(), own_random_state(network):
         dependencies = tp.DependencyGraph()
         dependencies.build_dependency(network, args, forward_fn=lambda net, _: net(*args, **kwargs), verbose=False)
         for group in dependencies.get_all_groups(ignored_layers=[]):

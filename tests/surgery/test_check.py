@@ -28,6 +28,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any], str]]
     "count": (lambda x: x, lambda x: (x, x), r"outputs are \(float64"),
     "structure": (lambda x: (x, x), lambda x: {"a": x, "b": x}, r"outputs are \{'a': float64"),
     "nan": (lambda x: x, lambda x: x / 0 * 0, "not finite"),
+    "nan in the reference": (lambda x: x / 0 * 0, lambda x: x, "not finite"),
     "nan in both": (lambda x: x * float("nan"), lambda x: x * float("nan"), "not finite"),
     "infinite reference": (lambda x: x / 0, lambda x: x / 0, "not finite"),
     "constant": (torch.ones_like, torch.ones_like, "output 0 of the reference is constant"),

@@ -212,6 +212,20 @@ def test_a_keep_that_does_not_fit_is_refused(keep: dict[str, Any], message: str)
         surgery.SizeModel(graph).of(keep)
 
 
+def test_a_forward_that_draws_numbers_leaves_the_random_state() -> None:
+    class Noisy(Residual):
+        def body(self, x: Tensor) -> Tensor:
+            return super().body(x + torch.randn_like(x[:, :1]))
+
+    model, x = Noisy().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    before = torch.get_rng_state()
+    graph = surgery.trace(model, x)
+    assert torch.equal(torch.get_rng_state(), before)
+    keep = random_keep(graph, 0)
+    assert surgery.check_equal(surgery.mask(model, graph, keep), surgery.cut(model, graph, keep), x) < 1e-12
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_list_of_booleans_is_a_keep() -> None:
     model, x, graph = traced("residual")
     small = surgery.cut(model, graph, {"a": [True, False, True, True, False, True]})  # type: ignore[dict-item]

@@ -255,6 +255,7 @@ def test_a_layer_reads_and_writes_what_its_row_says(
     rows = {(name[6:], axis): row for (name, axis), row in names.axes.items() if name.startswith("probe.")}
     assert {name for name, _ in rows} == {n for n, t in tensors.items() if t.is_floating_point()}
     assert not names.pinned.keys() & {*names.output.unique().tolist(), *names.stem.tolist()}
+    assert set(names.stem.tolist()) <= {c for _, classes in rows.values() for c in classes.tolist()}
     for (name, axis), (role, classes) in rows.items():
         for value in classes.unique().tolist():
             changed = copy.deepcopy(probe)

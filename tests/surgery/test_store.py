@@ -56,7 +56,15 @@ def test_a_second_cut_is_stored_against_the_dense_network(name: str, tmp_path: P
     surgery.save(twice, tmp_path / "twice.safetensors")
     loaded = surgery.load(tmp_path / "twice.safetensors", ZOO[name].build)
     assert same_bytes(twice, loaded)
-    assert getattr(loaded, RECEIPT) == getattr(twice, RECEIPT)
+    receipt = getattr(twice, RECEIPT)
+    assert getattr(loaded, RECEIPT) == receipt
+    dense, small = (m.state_dict() for m in (randomised(ZOO[name].build()).double(), twice))
+    for tensor, axes in receipt.kept.items():
+        expected = dense[tensor]
+        assert tuple(expected.shape) == receipt.shapes[tensor]
+        for axis, index in axes.items():
+            expected = expected.index_select(axis, torch.tensor(index))
+        assert torch.equal(expected, small[tensor])
 
 
 def test_a_network_is_stored_as_it_is_after_fine_tuning(tmp_path: Path) -> None:
