@@ -95,6 +95,14 @@ def test_without_batches_nothing_is_reset() -> None:
     assert model[1].momentum == 0.3
 
 
+@pytest.mark.parametrize("value", [nan, inf])
+def test_statistics_that_are_no_numbers_are_refused(value: float) -> None:
+    first, second = batches(2)
+    second[0, 0, 0, 0] = value
+    with pytest.raises(BadData, match="the batches give statistics that are not finite"):
+        recalibrate_(network(), [first, second])
+
+
 def test_without_batch_norm_nothing_is_read() -> None:
     recalibrate_(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), iter([]))
 

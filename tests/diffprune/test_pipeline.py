@@ -1,0 +1,349 @@
+"""The whole path on stripes of three directions: met budgets, an honest report, nothing changed that was given."""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+import surgery
+from diffprune import Budget, HardConcrete, Recipe, Result, compress
+from diffprune.errors import BadBudget, BadData, BudgetUnreachable, NothingToCut, TrainingDiverged
+from diffprune.training import endless, fit_
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy 8 x 8 pictures of stripes that lie, stand or lean, at random phases."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    waves = torch.stack([y, x, (x + y) * 0.7])[labels] * 1.6
+    phases = 6.3 * torch.rand(count, 1, 1, generator=generator)
+    noise = 0.3 * torch.randn(count, 8, 8, generator=generator)
+    return (torch.sin(waves + phases) + noise)[:, None], labels
+
+
+def batched(count: int, seed: int) -> Batches:
+    images, labels = stripes(count, seed)
+    return [*zip(images.split(32), labels.split(32), strict=True)]
+
+
+class Small(nn.Module):
+    """A stem, a residual block with dropout behind it, and a head."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.a, self.norm = nn.Conv2d(width, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.b, self.drop, self.head = nn.Conv2d(24, width, 1), nn.Dropout(0.1), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.b(self.norm(self.a(x)).relu())
+        return self.head(self.drop(x.relu().amax((2, 3))))
+
+
+class Fixed(nn.Module):
+    """Nothing between input and output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+@pytest.fixture(scope="module")
+def train() -> Batches:
+    return batched(256, 0)
+
+
+@pytest.fixture(scope="module")
+def val() -> Batches:
+    return batched(240, 1)
+
+
+@pytest.fixture(scope="module")
+def parent(train: Batches) -> nn.Module:
+    torch.manual_seed(0)
+    model = Small()
+    fit_(model, endless(train), Recipe(lr=0.05), steps=range(48), total=48, phase="parent", on_event=lambda event: None)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def events() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(parent: nn.Module, train: Batches, val: Batches, events: list[dict[str, Any]]) -> Result:
+    return compress(parent, train, val, budget=Budget(macs=0.5), epochs=4, on_event=events.append)
+
+
+def states(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def counted(model: nn.Module) -> tuple[int, int]:
+    """Multiply-adds per picture and parameters."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(2, 1, 8, 8))
+    return counter.get_total_flops() // 4, sum(parameter.numel() for parameter in model.parameters())
+
+
+def right(model: nn.Module, batches: Batches) -> float:
+    with torch.no_grad():
+        hits = [(model(x).argmax(1) == y).float() for x, y in batches]
+    return torch.cat(hits).mean().item()
+
+
+def check(result: Result, parent: nn.Module, val: Batches) -> dict[str, Any]:
+    """What holds for every finished run."""
+    report = result.report
+    assert json.loads(json.dumps(report)) == report
+    assert (report["macs"]["dense"], report["params"]["dense"]) == counted(parent)
+    assert (report["macs"]["pruned"], report["params"]["pruned"]) == counted(result.model)
+    budget = report["budget"]
+    assert budget["reached"] == report[budget["kind"]]["pruned"] / report[budget["kind"]]["dense"]
+    assert budget["reached"] <= budget["asked"]
+    assert (budget["reached"] >= 0.98 * budget["asked"]) == (budget["note"] is None)
+    assert report["equivalence"]["masked_vs_cut"] < 1e-5
+    assert report["accuracy"]["examples"] == 240
+    assert report["accuracy"]["dense"] == pytest.approx(right(copy.deepcopy(parent).eval(), val))
+    assert report["accuracy"]["pruned"] == pytest.approx(right(result.model, val))
+    assert not any(module.training for module in result.model.modules())
+    assert {row["name"]: row["kept"] for row in report["groups"]} == {k: int(v.sum()) for k, v in result.keep.items()}
+    for name, parameter in result.model.named_parameters():
+        assert parameter.requires_grad == parent.get_parameter(name).requires_grad
+    return report
+
+
+def test_half_the_macs(result: Result, parent: nn.Module, val: Batches) -> None:
+    report = check(result, parent, val)
+    assert 0.49 <= report["budget"]["reached"] <= 0.5
+    assert report["accuracy"]["dense"] > 0.9
+    assert report["accuracy"]["pruned"] > report["accuracy"]["dense"] - 0.05
+    assert all(keep.any() and not keep.all() for keep in result.keep.values())
+
+
+def test_the_report_holds_every_number(result: Result) -> None:
+    report = result.report
+    stages = {"dense", "after_cut", "after_recalibration", "pruned"}
+    assert report["accuracy"].keys() == stages | {"examples"}
+    assert all(0 <= report["accuracy"][stage] <= 1 for stage in stages)
+    assert report["budget"].keys() == {"kind", "asked", "reached", "note", "round_to"}
+    assert report["macs"].keys() == report["params"].keys() == {"dense", "pruned"}
+    assert (report["budget"]["kind"], report["budget"]["asked"], report["budget"]["round_to"]) == ("macs", 0.5, 1)
+    training = report["training"]
+    assert (training["steps"], training["search_steps"], training["seed"]) == (32, 5, 0)
+    assert (training["gate"], training["device"], training["frozen_params"]) == ("diffprune", "cpu", 0)
+    assert training["lr"] == Recipe().lr
+    assert report["seconds"] > 0
+    (head,) = (pin for pin in report["pinned"] if pin["where"] == "head")
+    assert (head["channels"], "output" in head["reason"]) == (3, True)
+
+
+def test_the_macs_of_a_group_by_hand(result: Result) -> None:
+    rows = {row["name"]: row for row in result.report["groups"]}
+    stem, a, b, head = 64 * 9 * 16, 64 * 9 * 16 * 24, 64 * 24 * 16, 16 * 3
+    whole = stem + a + b + head
+    assert result.report["macs"]["dense"] == whole
+    assert [(row["units"], row["macs_share"]) for row in (rows["a"], rows["stem.0"])] == [
+        (24, pytest.approx((a + b) / whole)),
+        (16, pytest.approx(1.0)),
+    ]
+
+
+def test_every_step_and_stage_is_told(result: Result, events: list[dict[str, Any]]) -> None:
+    phases = [event["phase"] for event in events]
+    assert phases == ["dense", *["search"] * 5, "cut", "recalibrate", *["recover"] * 27, "done"]
+    assert [event["step"] for event in events if "step" in event] == list(range(1, 33))
+    stages = {event["phase"]: event["accuracy"] for event in events if "accuracy" in event}
+    assert list(stages.values()) == [v for k, v in result.report["accuracy"].items() if k != "examples"]
+    (cut,) = (event for event in events if event["phase"] == "cut")
+    assert cut["reached"] == result.report["budget"]["reached"]
+    assert all(json.dumps(event) for event in events)
+
+
+def test_the_given_network_is_left_alone(parent: nn.Module, train: Batches, val: Batches) -> None:
+    model = copy.deepcopy(parent).train()
+    model.norm.eval()  # type: ignore[union-attr]
+    before, modes = states(model), [module.training for module in model.modules()]
+    compressed = compress(model, train[:2], val, budget=Budget(macs=0.5), epochs=4)
+    assert same(before, states(model))
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in compressed.model.parameters()}
+
+
+def test_the_seed_decides(parent: nn.Module, val: Batches) -> None:
+    images, labels = stripes(128, 3)
+    shuffled = DataLoader(TensorDataset(images, labels), batch_size=32, shuffle=True)
+
+    def run(seed: int) -> dict[str, Tensor]:
+        return states(compress(parent, shuffled, val, budget=Budget(macs=0.5), epochs=2, seed=seed).model)
+
+    first = run(1)
+    torch.rand(7)
+    assert same(first, run(1))
+    assert not same(first, run(2))
+
+
+def test_no_epochs_select_by_magnitude_and_recalibrate(parent: nn.Module, train: Batches, val: Batches) -> None:
+    model = compress(parent, train, val, budget=Budget(macs=0.5), epochs=0)
+    report = check(model, parent, val)
+    assert report["training"]["steps"] == report["training"]["search_steps"] == 0
+    assert report["accuracy"]["pruned"] == report["accuracy"]["after_recalibration"]
+    kept = model.keep["a"].nonzero().squeeze(1)
+    source = parent.get_parameter("a.weight")[kept][:, model.keep["stem.0"]]
+    assert torch.equal(model.model.get_parameter("a.weight"), source)
+    assert not torch.equal(model.model.get_buffer("norm.running_mean"), parent.get_buffer("norm.running_mean")[kept])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": Budget(params=0.4)}, {"gate": "diffprune"}),
+        ({"gate": "hard-concrete"}, {"gate": "hard-concrete"}),
+        ({"gate": HardConcrete(beta=0.5)}, {"gate": "HardConcrete"}),
+        ({"gate": "diffprune-deterministic"}, {"gate": "diffprune-deterministic"}),
+        ({"round_to": 8}, {}),
+        ({"recipe": Recipe(lr=0.01, distill=0.0)}, {"lr": 0.01, "distill": 0.0}),
+        ({"example_inputs": torch.zeros(1, 1, 8, 8) + torch.arange(8.0)}, {}),
+    ],
+    ids=["params", "hard-concrete", "own-gate", "deterministic", "round_to", "recipe", "example"],
+)
+def test_other_settings(
+    parent: nn.Module, train: Batches, val: Batches, options: dict[str, Any], words: dict[str, Any]
+) -> None:
+    compressed = compress(parent, train, val, **{"budget": Budget(macs=0.5), "epochs": 2, **options})
+    report = check(compressed, parent, val)
+    assert words.items() <= report["training"].items()
+    assert report["budget"]["kind"] == options.get("budget", Budget(macs=0.5)).kind
+    if "round_to" in options:
+        assert all(keep.sum() % 8 == 0 for keep in compressed.keep.values())
+    assert report["accuracy"]["pruned"] > 0.6
+
+
+@pytest.mark.parametrize("form", ["tensors", "loader"])
+def test_training_without_labels_imitates_the_parent(
+    parent: nn.Module, train: Batches, val: Batches, form: str
+) -> None:
+    images = torch.cat([x for x, _ in train])
+    unlabelled: Any = images.split(32) if form == "tensors" else DataLoader(TensorDataset(images), batch_size=32)
+    report = check(compress(parent, unlabelled, val, budget=Budget(macs=0.5), epochs=4), parent, val)
+    assert report["accuracy"]["pruned"] > report["accuracy"]["dense"] - 0.05
+
+
+def test_frozen_parameters_are_cut_but_not_trained(parent: nn.Module, train: Batches, val: Batches) -> None:
+    model = copy.deepcopy(parent)
+    model.a.requires_grad_(False)  # type: ignore[union-attr]
+    compressed = compress(model, train, val, budget=Budget(macs=0.5), epochs=1)
+    report = check(compressed, model, val)
+    assert report["training"]["frozen_params"] == 24 * 16 * 9
+    kept = parent.get_parameter("a.weight")[compressed.keep["a"]][:, compressed.keep["stem.0"]]
+    assert torch.equal(compressed.model.get_parameter("a.weight"), kept)
+    trained = parent.get_parameter("b.weight")[compressed.keep["stem.0"]][:, compressed.keep["a"]]
+    assert not torch.equal(compressed.model.get_parameter("b.weight"), trained)
+
+
+def test_a_network_frozen_throughout_learns_its_gates(parent: nn.Module, train: Batches, val: Batches) -> None:
+    model = copy.deepcopy(parent).requires_grad_(False)
+    compressed = compress(model, train, val, budget=Budget(macs=0.6), epochs=2)
+    report = check(compressed, model, val)
+    assert report["training"]["frozen_params"] == report["params"]["dense"]
+    assert report["training"]["search_steps"] == report["training"]["steps"] == 16
+    kept = parent.get_parameter("a.weight")[compressed.keep["a"]][:, compressed.keep["stem.0"]]
+    assert torch.equal(compressed.model.get_parameter("a.weight"), kept)
+
+
+def test_the_whole_budget_keeps_every_channel(parent: nn.Module, train: Batches, val: Batches) -> None:
+    compressed = compress(parent, train, val, budget=Budget(macs=1.0), epochs=0)
+    check(compressed, parent, val)
+    assert all(keep.all() for keep in compressed.keep.values())
+
+
+def refused(error: type[Exception], words: str, *args: Any, **options: Any) -> None:
+    """`compress` raises before it trains: not one step or stage is told after the dense one."""
+    told: list[dict[str, Any]] = []
+    options = {"budget": Budget(macs=0.5), "epochs": 1, "on_event": told.append, **options}
+    with pytest.raises(error, match=words):
+        compress(*args, **options)
+    assert [event for event in told if event["phase"] != "dense"] == []
+
+
+def test_what_is_refused_before_any_training(parent: nn.Module, train: Batches, val: Batches) -> None:
+    def once() -> Iterator[Any]:
+        yield from train
+
+    refused(NothingToCut, "no channel that may be removed", Fixed(), train, val)
+    refused(BudgetUnreachable, "the least reachable is 0.0", parent, train, val, budget=Budget(macs=1e-4))
+    refused(BudgetUnreachable, "smaller round_to", parent, train, val, budget=Budget(macs=0.2), round_to=16)
+    refused(BadBudget, "epochs=-1", parent, train, val, epochs=-1)
+    refused(BadBudget, "round_to=0", parent, train, val, round_to=0)
+    refused(BadData, "the training data is empty", parent, [], val)
+    refused(BadData, "train is a generator, which can be read only once", parent, once(), val)
+    refused(BadData, "val is a list_iterator", parent, train, iter(val))
+    refused(BadData, "the validation data is empty", parent, train, [])
+    refused(BadData, "no labels", parent, train, [x for x, _ in val])
+    refused(ValueError, "gate is one of", parent, train, val, gate="none")
+
+
+class Spoiled:
+    """Batches that are no numbers when they are read for the time `at`, counted from zero."""
+
+    def __init__(self, batches: Batches, at: int) -> None:
+        self.batches, self.at, self.times = batches, at, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        factor = torch.nan if self.times == self.at else 1.0
+        self.times += 1
+        return iter([(x * factor, y) for x, y in self.batches])
+
+
+@pytest.mark.parametrize(
+    ("at", "error", "words"),
+    [
+        (0, TrainingDiverged, "the loss is nan at step 0 of the search phase"),
+        (1, BadData, "statistics .* not finite"),
+        (2, TrainingDiverged, "the loss is nan at step 8 of the recover phase"),
+    ],
+)
+def test_data_that_is_no_number_stops_the_run(
+    parent: nn.Module, train: Batches, val: Batches, at: int, error: type[Exception], words: str
+) -> None:
+    """Read for the first epoch, for the statistics after the cut, for the second epoch."""
+    with pytest.raises(error, match=words):
+        compress(parent, Spoiled(train, at), val, budget=Budget(macs=0.5), epochs=2, example_inputs=train[0][0])
+
+
+def test_a_wrong_cut_stops_the_run(
+    parent: nn.Module, train: Batches, val: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seeded fault: another unit than the keep says."""
+    cut = surgery.cut
+
+    def wrong(model: nn.Module, graph: surgery.ChannelGraph, keep: dict[str, Tensor]) -> nn.Module:
+        return cut(model, graph, {name: flags.roll(1) for name, flags in keep.items()})
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(surgery, "cut", wrong)
+    with pytest.raises(surgery.NotEqual, match="differs by"):
+        compress(parent, train, val, budget=Budget(macs=0.5), epochs=1, on_event=told.append)
+    assert {event["phase"] for event in told} == {"dense", "search"}
