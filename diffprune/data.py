@@ -241,8 +241,10 @@ def _arrays(path: Path, needed: tuple[str, ...]) -> dict[str, NDArray[Any]]:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as cause:
         missing = isinstance(cause, FileNotFoundError)
+        # numpy takes whatever it does not know for a pickle and proposes to allow that, which is never done here.
+        reason = "it is not an npz file" if "unsafely" in str(cause) else cause
         raise _bad(
-            "the file is missing" if missing else f"the file cannot be read: {cause}",
+            "the file is missing" if missing else f"the file cannot be read: {reason}",
             path,
             "check the path" if missing else "write it again with numpy.savez, from arrays of numbers",
         ) from cause

@@ -94,7 +94,9 @@ def imported(spec: str, error: type[DiffpruneError]) -> Callable[..., Any]:
             fix="check the name, and run from the folder that holds the module or install it",
         ) from cause
     except Exception as cause:
-        raise _failed(spec, error, f"importing {module_name} failed: {type(cause).__name__}: {cause}") from cause
+        raise _failed(
+            spec, error, f"importing {module_name} failed: {type(cause).__name__}: {_first_line(cause)}"
+        ) from cause
     found: object = getattr(target, name, None)
     if not callable(found):
         fact, fix = f"module {module_name} has no {name}", "name a function or class after the colon"
@@ -112,7 +114,7 @@ def called(spec: str, function: Callable[..., Any], error: type[DiffpruneError],
     try:
         return function(**arguments)
     except Exception as cause:
-        raise _failed(spec, error, f"calling it raised {type(cause).__name__}: {cause}") from cause
+        raise _failed(spec, error, f"calling it raised {type(cause).__name__}: {_first_line(cause)}") from cause
 
 
 def _failed(spec: str, error: type[DiffpruneError], fact: str) -> DiffpruneError:
