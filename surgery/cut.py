@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.errors import NotCopied
 from surgery.graph import ChannelGraph, Keep
 
 RECEIPT = "surgery_receipt"
@@ -25,7 +26,7 @@ class Receipt:
 def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     """A copy of `model` in which every reader reads closed units as zero. Shapes stay. Raises BadKeep."""
     full = graph.complete(keep)
-    masked = copy.deepcopy(model)
+    masked = copied(model)
     tensors = dict(masked.named_parameters())
     with torch.no_grad():
         for group in graph.groups:
@@ -47,10 +48,23 @@ def cut(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     for (tensor, axis), flags in alive.items():
         if not flags.all():
             kept.setdefault(tensor, {})[axis] = flags.nonzero().squeeze(1)
-    small = copy.deepcopy(model)
+    small = copied(model)
     slice_(small, kept)
     setattr(small, RECEIPT, _compose(getattr(model, RECEIPT, None), model, kept))
     return small
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy. Raises NotCopied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise NotCopied(
+            f"{type(model).__name__} cannot be copied: {str(error).splitlines()[0] if str(error) else error!r}",
+            at="surgery.cut or surgery.mask",
+            effect="nothing was changed",
+            fix="make copy.deepcopy of the model work: remove old weight norms, detach tensors kept as attributes",
+        ) from error
 
 
 def slice_(model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> None:

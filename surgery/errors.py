@@ -16,6 +16,10 @@ class FinderFailed(SurgeryError, RuntimeError):
     """The second finder raised, did not end, or found groups that cannot be cut exactly."""
 
 
+class NotCopied(SurgeryError, TypeError):
+    """A network that does not support copy.deepcopy."""
+
+
 class BadKeep(SurgeryError, ValueError):
     """A keep that does not fit its graph, or would empty a width."""
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from surgery.capture import Captured, ExampleInputs, capture
-from surgery.cut import cut
-from surgery.errors import SurgeryError
+from surgery.check import check_equal
+from surgery.cut import cut, mask
+from surgery.errors import NotEqual, SurgeryError
 from surgery.graph import ChannelGraph
 from surgery.observe import Axis, Observed, observe
 from surgery.units import AxisKey, build, resolve
@@ -26,14 +27,17 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "nam
     if finder not in FINDERS:
         raise ValueError(f"finder is one of {', '.join(FINDERS)}; got {finder!r}")
     captured = capture(model, example_inputs)
-    pins: dict[str, str] = {}
-    seen, graph = _graph(captured, model, pins)
-    for doubt in _doubts(seen, graph):
-        failure = _disproof(model, example_inputs, captured, seen, graph, doubt)
-        if failure:
-            pins[doubt] = f"{doubt}: {failure}"
-    if pins:
-        seen, graph = _graph(captured, model, pins)
+    seen, graph = _graph(captured, model, {})
+
+    def failure(doubts: list[str]) -> str | None:
+        return _disproof(model, example_inputs, seen, graph, doubts)
+
+    doubts = _doubts(seen, graph)
+    together = failure(doubts) if doubts else None
+    if together:
+        alone = {doubt: failure([doubt]) for doubt in doubts} if len(doubts) > 1 else {}
+        guilty = {doubt: text for doubt, text in alone.items() if text} or dict.fromkeys(doubts, together)
+        seen, graph = _graph(captured, model, {doubt: f"{doubt}: {text}" for doubt, text in guilty.items()})
     if finder == "torch-pruning":
         from surgery.second_finder import second_graph
 
@@ -51,13 +55,13 @@ def _graph(captured: Captured, model: nn.Module, pins: dict[str, str]) -> tuple[
 
 def _doubts(seen: Observed, graph: ChannelGraph) -> list[str]:
     """The suspicions that concern free channels, each once."""
-    return [doubt for doubt in dict.fromkeys(text for _, text in seen.suspicions) if _suspects(seen, graph, doubt)]
+    return [doubt for doubt in dict.fromkeys(text for _, text in seen.suspicions) if _suspects(seen, graph, [doubt])]
 
 
-def _suspects(seen: Observed, graph: ChannelGraph, doubt: str) -> dict[str, Tensor]:
-    """Per group, which units a suspicion concerns."""
+def _suspects(seen: Observed, graph: ChannelGraph, doubts: list[str]) -> dict[str, Tensor]:
+    """Per group, which units the suspicions concern."""
     label = seen.names.classes()
-    accused = torch.cat([label[names[names >= 0]] for names, text in seen.suspicions if text == doubt])
+    accused = torch.cat([label[names[names >= 0]] for names, text in seen.suspicions if text in doubts])
     found = {}
     for group in graph.groups:
         slot = group.slots[0]
@@ -69,11 +73,11 @@ def _suspects(seen: Observed, graph: ChannelGraph, doubt: str) -> dict[str, Tens
 
 
 def _disproof(
-    model: nn.Module, example_inputs: ExampleInputs, captured: Captured, seen: Observed, graph: ChannelGraph, doubt: str
+    model: nn.Module, example_inputs: ExampleInputs, seen: Observed, graph: ChannelGraph, doubts: list[str]
 ) -> str | None:
-    """Cut every third accused unit, trace again: every axis must see the names it saw before. None, or what failed."""
+    """Cut every third accused unit: a new trace must see the same names, the network compute the same. None if so."""
     keep = {}
-    for name, hit in _suspects(seen, graph, doubt).items():
+    for name, hit in _suspects(seen, graph, doubts).items():
         accused = hit.nonzero().squeeze(1)
         keep[name] = torch.ones(len(hit), dtype=torch.bool)
         if len(hit) > 1:
@@ -87,7 +91,13 @@ def _disproof(
         return "a cut network has outputs of another shape"
     before, after = resolve(seen)[0], resolve(again)[0]
     alive = graph.kept(graph.complete(keep))
-    return None if _same_names(before, after, alive) else "a cut network reads other channels"
+    if not _same_names(before, after, alive):
+        return "a cut network reads other channels"
+    try:
+        check_equal(mask(model, graph, keep), small, example_inputs)
+    except NotEqual as error:
+        return f"a cut network could not be shown to compute the same ({str(error).splitlines()[0]})"
+    return None
 
 
 def _same_names(before: Mapping[AxisKey, Axis], after: Mapping[AxisKey, Axis], alive: Mapping[AxisKey, Tensor]) -> bool:

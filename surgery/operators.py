@@ -108,6 +108,15 @@ def elementwise(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
     return together(lambda *parts: _meet(call, parts), whole) if whole else call.neutral()
 
 
+def arithmetic(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
+    """Element-wise with numbers, which may have been computed from the number of channels."""
+    result = elementwise(call, *args, **kwargs)
+    numbers = [str(a) for a in args if isinstance(a, int | float)]
+    if numbers and varying(result):
+        call.suspect(result, f"meets the number {', '.join(numbers)}")
+    return result
+
+
 def _is_broadcast(call: "Call", names: Tensor, operands: list[Tensor]) -> bool:
     """Is `names` repeated along an axis in which the channels of another operand differ?"""
     rank = len(call.shape)
@@ -205,6 +214,13 @@ def chunk(call: "Call", x: Tensor, chunks: int, axis: int = 0) -> list[Tensor]:
         for part in parts[1:]:
             call.names.tie(part, parts[0])
     return parts
+
+
+def glu(call: "Call", x: Tensor, axis: int = -1) -> Tensor:
+    """Half of the channels gates the other half: both keep the same positions."""
+    first, second = x.chunk(2, axis)
+    call.names.tie(first, second)
+    return first
 
 
 def split(call: "Call", x: Tensor, sizes: Any, axis: int = 0) -> Any:
@@ -344,19 +360,20 @@ RULES: dict[str, Rule] = {
     **_rows(embedding, "embedding"),
     **_rows(per_channel_norm, "batch_norm instance_norm"),
     **_rows(prelu, "prelu"),
+    **_rows(arithmetic, "add sub mul div true_divide pow rsub"),
     **_rows(
         elementwise,
-        "abs add addcdiv addcmul alias bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min clone "
-        "contiguous copy cos detach div dropout elu eq erf exp feature_alpha_dropout feature_dropout alpha_dropout "
-        "floor ge gelu gt hardsigmoid hardswish hardtanh le leaky_relu lerp lift_fresh_copy log log1p log_sigmoid "
-        "logical_and logical_not logical_or lt masked_fill maximum minimum mish mul ne neg pow reciprocal relu relu6 "
-        "round rsqrt rsub selu sigmoid sign silu sin softplus softsign sqrt square sub tanh to _to_copy type_as where "
-        "true_divide fill zero zeros_like ones_like full_like",
+        "abs addcdiv addcmul alias bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min clone "
+        "contiguous copy cos detach dropout elu eq erf exp feature_alpha_dropout feature_dropout alpha_dropout floor "
+        "ge gelu gt hardsigmoid hardswish hardtanh le leaky_relu lerp lift_fresh_copy log log1p log_sigmoid "
+        "logical_and logical_not logical_or lt masked_fill maximum minimum mish ne neg reciprocal relu relu6 round "
+        "rsqrt selu sigmoid sign silu sin softplus softsign sqrt square tanh to _to_copy type_as where fill zero "
+        "zeros_like ones_like full_like",
     ),
     **_rows(
         movement,
         "expand_as flip movedim permute pixel_unshuffle repeat repeat_interleave squeeze swapaxes "
-        "t transpose unsqueeze",
+        "t tile transpose unsqueeze",
     ),
     **_rows(reshape, "view reshape _unsafe_view"),
     **_rows(expand, "expand"),
@@ -368,6 +385,7 @@ RULES: dict[str, Rule] = {
     **_rows(channel_shuffle, "channel_shuffle"),
     **_rows(roll, "roll"),
     **_rows(chunk, "chunk"),
+    **_rows(glu, "glu"),
     **_rows(split, "split split_with_sizes tensor_split"),
     **_rows(cat, "cat concat concatenate"),
     **_rows(stack, "stack"),

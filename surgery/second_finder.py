@@ -4,7 +4,6 @@ torch-pruning takes operators that it does not know for element-wise ones, and o
 never ends. So it runs under an alarm, and what it says is proven on a cut network before it is handed out.
 """
 
-import copy
 import signal
 import threading
 import warnings
@@ -21,7 +20,7 @@ from torch_pruning.ops import OPTYPE
 
 from surgery.capture import ExampleInputs, as_call, evaluating, own_random_state
 from surgery.check import check_equal
-from surgery.cut import cut, mask, states
+from surgery.cut import copied, cut, mask, states
 from surgery.errors import FinderFailed
 from surgery.graph import ChannelGraph
 from surgery.observe import Axis, Observed
@@ -72,7 +71,7 @@ class Found:
 
 def _find(model: nn.Module, example_inputs: ExampleInputs) -> Found:
     """Every item of every group as names. Works on a copy that autograd follows everywhere, in frozen parts too."""
-    network = copy.deepcopy(model).requires_grad_(True)
+    network = copied(model).requires_grad_(True)
     args, kwargs = torch.utils._pytree.tree_map_only(Tensor, _leaf, as_call(example_inputs))
     tensors = {id(tensor): name for name, tensor in states(network).items()}
     found = Found()

@@ -18,12 +18,13 @@ def resolve(seen: Observed) -> tuple[dict[AxisKey, Axis], dict[int, str]]:
     axes = dict(seen.axes)
     label = seen.names.classes()
     for tensor, names in seen.elements.items():
+        in_layers = [axis_seen.names for (name, _), axis_seen in seen.axes.items() if name == tensor]
         axis = _single_axis(_classes(label, names))
-        if axis is None:
+        if in_layers:
+            for used in (names, *in_layers):
+                seen.names.pin(used, f"{tensor} is used by a layer and also element by element")
+        elif axis is None:
             seen.names.pin(names, f"{tensor} holds channels along several axes")
-        elif (tensor, axis) in axes:
-            seen.names.pin(names, f"{tensor} is also used by a layer")
-            seen.names.pin(axes[tensor, axis].names, f"{tensor} is also used element by element")
         else:
             axes[tensor, axis] = Axis("carry", names.movedim(axis, 0).flatten(1)[:, 0])
     for tensor, reason in seen.opaque.items():

@@ -681,6 +681,51 @@ class DropPath(Net):
         return x + self.drop(self.norm(self.a(x)))
 
 
+class ScaleByWidth(Net):
+    """A number computed from the number of channels, as the default scale of attention is."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * x.shape[1] ** -0.5
+
+
+class ScaleByIndex(Net):
+    """A constant that follows the width, but whose values belong to positions."""
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * torch.arange(x.shape[1], dtype=x.dtype).view(1, -1, 1, 1)
+
+
+class ScaleByNumber(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return 1 - (x * 0.3 + 2) / 5
+
+
+class TransposedTie(Net):
+    """A weight read by a layer and, transposed, by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(self.a(self.stem(x).mean((2, 3))).relu(), self.a.weight.t()))
+
+
+class TileAndGlu(Net):
+    def body(self, x: Tensor) -> Tensor:
+        return F.glu(x.tile(1, 2, 1, 1), 1)
+
+
+class Checkpointed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+
+    def body(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.utils.checkpoint.checkpoint(self.a, x, use_reentrant=False)
+        return y.relu()
+
+
 class DynamicBranch(Net):
     def body(self, x: Tensor) -> Tensor:
         if x.mean() > 0:
@@ -774,6 +819,12 @@ ZOO: dict[str, Case] = {
     "gather": Case(Gather, (2, 3, 8, 8), pinned="index"),
     "batched_matmul": Case(BatchedMatmul, (2, 3, 8, 8), pinned="matmul"),
     "sum_of_heads": Case(SumOfHeads, (2, 3, 8, 8), free=("stem.0",)),
+    "scale_by_width": Case(ScaleByWidth, (2, 3, 8, 8), pinned="meets the number 0.353"),
+    "scale_by_index": Case(ScaleByIndex, (2, 3, 8, 8), pinned="constant"),
+    "scale_by_number": Case(ScaleByNumber, (2, 3, 8, 8), free=("stem.0",)),
+    "transposed_tie": Case(TransposedTie, (2, 3, 8, 8), pinned="also element by element"),
+    "tile_and_glu": Case(TileAndGlu, (2, 3, 8, 8), free=("stem.0",)),
+    "checkpointed": Case(Checkpointed, (2, 3, 8, 8), free=("stem.0", "a")),
     "drop_path": Case(DropPath, (2, 3, 8, 8), free=("stem.0",)),
 }
 

@@ -226,6 +226,14 @@ def test_a_forward_that_draws_numbers_leaves_the_random_state() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    model, _, graph = traced("residual")
+    model.leftover = model.a.weight * 2  # a tensor with a history, as old weight norms keep
+    for call in (surgery.cut, surgery.mask):
+        with pytest.raises(surgery.NotCopied, match=r"Residual cannot be copied: .*Only Tensors created explicitly"):
+            call(model, graph, {})
+
+
 def test_a_list_of_booleans_is_a_keep() -> None:
     model, x, graph = traced("residual")
     small = surgery.cut(model, graph, {"a": [True, False, True, True, False, True]})  # type: ignore[dict-item]

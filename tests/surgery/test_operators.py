@@ -62,6 +62,8 @@ UNARY: dict[str, Forward] = {
     "chunk": lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1],
     "chunk of space": lambda x: x.chunk(2, 2)[0] - x.chunk(2, 2)[1],
     "split of space": lambda x: x.split([1, 3], 2)[1],
+    "glu": lambda x: F.glu(x, 1),
+    "tile": lambda x: x.tile(1, 3, 1, 1),
     "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
     "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
     "channel_shuffle": lambda x: F.channel_shuffle(x, 2),
