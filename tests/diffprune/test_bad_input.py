@@ -1,0 +1,184 @@
+"""What a newcomer gets wrong: one screen with what, where, effect and fix, exit code 2, and nothing left behind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from newcomer import MODULE, Outcome, typed, working_in
+from safetensors.torch import save
+
+import surgery
+from diffprune.models import load_model
+
+pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
+
+SMALL = f"{MODULE}:small"
+PARENT = "--parent-epochs 1000"  # would take an hour: what is refused is refused before
+
+
+class Foreign:
+    """Something that only unpickling could bring back."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with working_in(tmp_path_factory.mktemp("newcomer")) as folder:
+        weights = load_model(SMALL).state_dict()
+        whole = save(weights)
+        files = {
+            "cut_off.safetensors": whole[: len(whole) // 2],
+            "noise.safetensors": b"\xff" * 64,
+            "few.safetensors": save({"0.weight": weights["0.weight"]}),
+            "text.onnx": b"this is not a network",
+            "unknown.toml": b'model = "m:n"\ndata = "digits"\nmacs = 0.5\nouput = "o"\n',
+            "damaged.toml": b'model = "m:n\n',
+            "speedup.toml": f'model = "{SMALL}"\ndata = "digits"\nspeedup = 2.0\noutput = "out"\n'.encode(),
+        }
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        torch.save({"weights": weights, "made": Foreign()}, folder / "pickled.pt")
+        (folder / "empty/train").mkdir(parents=True)
+        (folder / "empty/val").mkdir()
+        (folder / "unreadable/cat").mkdir(parents=True)
+        for number in range(5):
+            (folder / f"unreadable/cat/{number}.png").write_bytes(b"no picture")
+        (folder / "taken").mkdir()
+        (folder / "taken/report.json").write_text("{}")
+        graph = surgery.trace(load_model(SMALL).eval(), torch.randn(2, 1, 8, 8))
+        surgery.save(surgery.cut(load_model(SMALL).eval(), graph, {}), folder / "cut.safetensors")
+        yield folder
+
+
+def refused(here: Path, words: str, fact: str) -> Outcome:
+    before = sorted(here.rglob("*"))
+    outcome = typed(*words.split())
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    lines = outcome.err.splitlines()
+    while lines and not lines[0].partition(":")[0].isidentifier():
+        lines.pop(0)  # what the run told before
+    text = "\n".join(lines)
+    assert fact in text
+    assert [line.split()[0] for line in lines[-3:]] == ["at", "effect", "fix"], text
+    assert all(line.split()[1:] for line in lines[-3:])
+    assert len(lines) <= 20, "one screen"
+    assert max(map(len, lines)) <= 320
+    assert "Traceback" not in text
+    left = [path for path in sorted(here.rglob("*")) if path not in before and "__pycache__" not in path.parts]
+    assert left == []
+    return outcome
+
+
+COMPRESS = "compress --image-size 8 --batch 32 --epochs 1 --round-to 1 --output out --macs 0.5 --data digits --model"
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        ("torchvision:resnet181", "BadModel: there is no network 'resnet181'"),
+        ("absent.module:net", "BadModel: there is no module absent.module"),
+        ("justaname", "BadModel: 'justaname' does not name a network"),
+        (f"{MODULE}:smal", f"BadModel: module {MODULE} has no smal"),
+        (f"{MODULE}:broken", "BadModel: calling it raised RuntimeError: it is broken"),
+        (f"{MODULE}:number", "BadModel: the factory returned int"),
+        (f"{SMALL} --weights absent.safetensors", "BadWeights: the file cannot be read"),
+        (f"{SMALL} --weights DEFAULT", "BadWeights: 'DEFAULT' is not a weights file"),
+        (f"{SMALL} --weights cut_off.safetensors", "BadWeights: the file is damaged"),
+        (f"{SMALL} --weights noise.safetensors", "BadWeights: the file is damaged"),
+        (f"{SMALL} --weights few.safetensors", "BadWeights: the weights do not fit the network"),
+        (f"{SMALL} --weights pickled.pt", "BadWeights: the file holds a pickled"),
+        (f"{SMALL} --data digit", "BadData: there is no data 'digit'"),
+        (f"{SMALL} --data imagefolder:absent", "BadData: the folder is missing"),
+        (f"{SMALL} --data imagefolder:empty", "BadData: there are no folders of classes in train"),
+        (f"{MODULE}:colour --data imagefolder:unreadable", "BadData: the picture cat/"),
+        (f"{SMALL} --data npz:absent.npz", "BadData: the file is missing"),
+        (f"{SMALL} --data npz:text.onnx", "BadData: the file cannot be read: it is not an npz file"),
+        (f"{SMALL} --data {MODULE}:number", "BadData: the function returned int"),
+        (f"{SMALL} --data npz:colour.npz", "BadData: the network does not take images of (3, 8, 8)"),
+        (f"{MODULE}:colour --data digits", "BadData: the network does not take images of (1, 8, 8)"),
+        (f"{MODULE}:rigid --image-size 9", "BadData: the network does not take images of (1, 9, 9)"),
+        (f"{MODULE}:few {PARENT}", "BadConfig: the network answers 2 images with (2, 2)"),
+        (f"{SMALL} --macs 0", "macs = 0.0; allowed: a MACs share, above 0"),
+        (f"{SMALL} --macs 1.5", "macs = 1.5; allowed"),
+        (f"{SMALL} --params 0.5", "budget: macs = 0.5 and params = 0.5"),
+        (f"{SMALL} --macs 0.0001 {PARENT}", "BudgetUnreachable: 0.0001 of the dense macs"),
+        (f"{SMALL} --round-to 16 {PARENT}", "the least reachable is 1"),
+        (f"{MODULE}:rigid {PARENT}", "NothingToCut: the network has no channel"),
+        (f"{SMALL} --lr 1e30", "TrainingDiverged: the loss is nan"),
+        (f"{SMALL} --lr 1e9 --batch 128", "TrainingDiverged: the network answers with values that are not finite"),
+        (f"{SMALL} --parent-epochs 1 --parent-lr 1e30", "TrainingDiverged: the loss is nan"),
+        (f"{SMALL} --device tpu", "device = 'tpu'; allowed: cpu or cuda"),
+        (f"{SMALL} --round-to often", "round_to = 'often'"),
+        (f"{SMALL} --output taken", "OutputExists: the output folder is taken"),
+        (f"{SMALL} --output text.onnx", "OutputExists: the output folder is a file"),
+    ],
+)
+def test_compress(here: Path, words: str, fact: str) -> None:
+    refused(here, f"{COMPRESS} {words}", fact)
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        ("", "BadConfig: 4 settings are wrong"),
+        ("--config absent.toml", "the settings cannot be read: No such file"),
+        ("--config taken", "the settings cannot be read"),
+        ("--config damaged.toml", "the settings are not valid TOML"),
+        ("--config unknown.toml", "ouput: unknown setting; the nearest known one is output"),
+        ("--config unknown.toml --epochs -1", "at      unknown.toml and the command line"),
+        ("--config speedup.toml", "BadBudget: a budget of speedup=2.0 cannot be searched for yet"),
+    ],
+)
+def test_compress_from_a_file(here: Path, words: str, fact: str) -> None:
+    refused(here, f"compress {words}", fact)
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        ("demo --output taken", "OutputExists: the output folder is taken"),
+        ("inspect torchvision:resnet", "BadModel: there is no network 'resnet'"),
+        (f"inspect {SMALL}", "BadData: the network does not take images of (3, 224, 224)"),
+        (f"inspect {SMALL} --input 1,8", "BadConfig: --input is '1,8'"),
+        (f"inspect {SMALL} --input 0,8,8", "BadConfig: --input is '0,8,8'"),
+        (f"inspect {SMALL} --input a,b,c", "BadConfig: --input is 'a,b,c'"),
+        (f"inspect {SMALL} --round-to 0", "BadConfig: --round-to is '0'"),
+        (f"inspect {SMALL} --input 1,8,8 --macs 0", "BadBudget: macs is a share of the dense cost"),
+        (f"inspect {SMALL} --input 1,8,8 --params 2", "BadBudget: params is a share of the dense cost"),
+        ("bench absent.onnx", "BadOnnx: there is no such file"),
+        ("bench text.onnx", "cannot load the file"),
+        ("bench text.onnx --threads 0", "CannotMeasure: 0 threads asked"),
+        ("bench text.onnx --device tpu", "CannotMeasure: device 'tpu' is not known"),
+        ("bench text.onnx --json absent/x.json", "BadConfig: --json absent/x.json is in a folder that does not exist"),
+        ("bench text.onnx --json taken", "BadConfig: --json taken is a folder"),
+        (f"export absent.safetensors --model {SMALL} --output x.onnx", "BadFile: absent.safetensors cannot be read"),
+        (f"export noise.safetensors --model {SMALL} --output x.onnx", "BadFile: noise.safetensors cannot be read"),
+        (f"export few.safetensors --model {SMALL} --output x.onnx", "BadFile: few.safetensors cannot be read"),
+        (f"export cut.safetensors --model {MODULE}:colour --output x.onnx", "BadFile: "),
+        (f"export cut.safetensors --model {SMALL} --output x.onnx", "NotExportable: the network does not run"),
+        (f"export cut.safetensors --model {SMALL} --output absent/x.onnx", "BadConfig: --output absent/x.onnx"),
+        (f"export cut.safetensors --model {SMALL} --input 1,8,8 --output x.onnx --opset 7", "NotExportable: opset 7"),
+    ],
+)
+def test_the_other_commands(here: Path, words: str, fact: str) -> None:
+    refused(here, words, fact)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_missing_gpu(here: Path) -> None:
+    refused(here, f"{COMPRESS} {SMALL} --device cuda", "DeviceMissing: there is no CUDA device")
+    refused(here, "bench text.onnx --device cuda", "DeviceMissing: onnxruntime")
+
+
+def test_a_folder_that_is_taken_stays_as_it_is(here: Path) -> None:
+    refused(here, f"{COMPRESS} {SMALL} --output taken", "for example taken-2")
+    assert [path.name for path in (here / "taken").iterdir()] == ["report.json"]
+
+
+def test_the_same_words_without_the_fault_are_accepted(here: Path) -> None:
+    """Or the refusals above would prove nothing."""
+    outcome = typed(*f"export cut.safetensors --model {SMALL} --input 1,8,8 --output x.onnx".split())
+    assert outcome.code == 0, outcome.err
+    outcome = typed(*f"{COMPRESS} {MODULE}:colour --data imagefolder:pictures --output fine".split())
+    assert outcome.code == 0, outcome.err

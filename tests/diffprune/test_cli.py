@@ -1,0 +1,186 @@
+"""The command line: help without torch, settings from options and files, exit codes, interruption."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from newcomer import MODULE, typed, working_in
+
+import diffprune
+from diffprune import run as run_module
+from diffprune.config import Config, load_config, to_toml
+from diffprune.demo import demo_config
+from diffprune.run import Finished
+
+COMMANDS = ("demo", "compress", "inspect", "bench", "export")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path) -> Iterator[Path]:
+    with working_in(tmp_path) as folder:
+        yield folder
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The settings that a command would have run with."""
+    configs: list[Config] = []
+
+    def note(config: Config, **_: Any) -> Finished:
+        configs.append(config)
+        latency = {"dense_ms": 2.0, "pruned_ms": 1.0, "speedup": 2.0, "low": 1.9, "high": 2.1, "threads": 1}
+        pair = {"dense": 2, "pruned": 1}
+        report = {
+            "accuracy": {"dense": 0.9, "pruned": 0.9, "examples": 10},
+            **dict.fromkeys(("macs", "params", "file_bytes"), pair),
+            "latency": {"cpu": {**latency, "batch": 1, "verdict": "faster", "warnings": ["mind", "mind"]}},
+            "verdict": "It is [b]faster[/b].",
+            "warnings": ["mind"],
+        }
+        return Finished(Path(config.output), report)
+
+    monkeypatch.setattr(run_module, "run", note)
+    return configs
+
+
+def command(*words: str, **options: Any) -> subprocess.Popen[str]:
+    code = [sys.executable, "-m", "diffprune", *words]
+    return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_comes_without_torch(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom diffprune.cli import main\n"
+        f"sys.argv = ['diffprune', *{words!r}]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    code = stop.code\n"
+        "print(code, sorted({'torch', 'onnx', 'numpy'} & {*sys.modules}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.endswith("0 []\n")
+    assert found.stderr == ""
+
+
+def test_help_lists_the_commands_whole() -> None:
+    lines = typed("--help").out.splitlines()
+    for name in COMMANDS:
+        (line,) = (line for line in lines if line.startswith(f"  {name} "))
+        assert line.endswith("."), "not cut off"
+    assert max(map(len, lines)) <= 80
+
+
+def test_no_command_is_help_and_an_error() -> None:
+    assert typed().code == 2
+
+
+def test_the_version_is_the_packages() -> None:
+    assert typed("--version").out == f"diffprune {diffprune.__version__}\n"
+
+
+def test_every_setting_is_an_option_but_the_one_that_is_refused() -> None:
+    text = typed("compress", "--help").out
+    for name in Config.model_fields:
+        assert (f"--{name.replace('_', '-')} " in text) == (name != "speedup"), name
+
+
+def test_options_win_over_the_file(asked: list[Config]) -> None:
+    Path("run.toml").write_text('model = "a:b"\ndata = "digits"\nparams = 0.4\nepochs = 2\noutput = "o"\n')
+    assert typed("compress", "--config", "run.toml").code == 0
+    assert typed("compress", "--config", "run.toml", "--epochs", 3, "--macs", 0.3, "--round-to", 8).code == 0
+    first, second = asked
+    assert (first.params, first.macs, first.epochs, first.round_to) == (0.4, None, 2.0, "auto")
+    assert (second.params, second.macs, second.epochs, second.round_to) == (None, 0.3, 3.0, 8)
+    assert first.model == second.model == "a:b"
+
+
+def test_the_defaults_in_the_help_are_those_of_the_settings() -> None:
+    text = " ".join(typed("compress", "--help").out.split())
+    for name, field in Config.model_fields.items():
+        if field.default not in (None, ...) and not field.is_required():
+            default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+            option = text[text.index(f"--{name.replace('_', '-')} ") :]
+            assert option[: option.find(" --", 2)].endswith(f"[{default}]"), name
+
+
+def test_the_demo_is_a_config_like_any_other(asked: list[Config], here: Path) -> None:
+    assert typed("demo").code == typed("demo", "--output", "elsewhere").code == 0
+    assert asked == [demo_config("runs/demo"), demo_config("elsewhere")]
+    (here / "demo.toml").write_text(to_toml(asked[0]))
+    assert load_config("demo.toml") == asked[0]
+
+
+def test_a_second_demo_gets_a_folder_of_its_own(asked: list[Config], here: Path) -> None:
+    (here / "runs/demo").mkdir(parents=True)
+    (here / "runs/demo/report.json").write_text("{}")
+    assert typed("demo").code == 0
+    assert asked[0].output == "runs/demo-2"
+
+
+def test_the_end_of_a_run_says_each_thing_once(asked: list[Config]) -> None:
+    out = typed("demo").out
+    assert out.count("warning: mind") == 1
+    assert "It is [b]faster[/b]." in out, "no markup"
+    assert "open runs/demo/report.html" in out
+
+
+def test_a_fault_of_ours_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only errors that say what, where, effect and fix are shown without one."""
+
+    def fail(config: Config, **_: Any) -> Finished:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(run_module, "run", fail)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        typed("demo")
+
+
+def test_errors_of_all_three_packages_are_exit_code_2() -> None:
+    from diffprune.cli import _is_ours
+    from diffprune.errors import BadData
+    from export import BadOnnx
+    from surgery import BadFile
+
+    for kind in (BadData, BadOnnx, BadFile):
+        assert _is_ours(kind("fact", at="a", effect="b", fix="c"))
+    assert not _is_ours(ValueError("fact"))
+
+
+def test_refusal_and_wrong_usage_are_exit_code_2_in_a_shell() -> None:
+    for words, fact in ((["bench", "absent.onnx"], "BadOnnx: "), (["compress", "--modle", "x"], "No such option")):
+        child = command(*words)
+        out, err = child.communicate()
+        assert (child.returncode, out) == (2, "")
+        assert fact in err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_leaves_nothing_that_looks_finished(here: Path, stop: signal.Signals) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
+    words = f"compress --model {MODULE}:small --data digits --image-size 8 --batch 8 --epochs 1000 --macs 0.5"
+    child = command(*words.split(), "--round-to", "1", "--output", "runs/one", restore_signals=True)
+    try:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith("searching"):
+                break
+        else:
+            pytest.fail("the run ended before the search")
+        child.send_signal(stop)
+        _, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    left = [path.name for path in (here / "runs").iterdir()]
+    assert not (here / "runs/one").exists()
+    if stop == signal.SIGINT:
+        assert child.returncode == 130
+        assert "interrupted" in err
+        assert "Traceback" not in err
+        assert left == []
+    else:
+        assert [name.partition("-")[0] for name in left] == [".one.unfinished"]

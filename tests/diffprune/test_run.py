@@ -1,0 +1,279 @@
+"""One real run, as it is typed, and everything that is promised of its folder."""
+
+import ast
+import json
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from newcomer import MODULE, Outcome, typed, working_in
+from safetensors.torch import load_file
+
+import export
+import surgery
+from diffprune.config import load_config
+from diffprune.data import load_data
+from diffprune.models import load_model
+from diffprune.recover import accuracy
+from diffprune.report import count, milliseconds, percent
+
+pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
+
+FILES = {
+    "config.toml",
+    "dense.onnx",
+    "dense.safetensors",
+    "latency.json",
+    "log.jsonl",
+    "pruned.onnx",
+    "pruned.safetensors",
+    "report.html",
+    "report.json",
+}
+KEYS = (
+    *(f"{what}.{which}" for what in ("accuracy", "macs", "params") for which in ("dense", "pruned")),
+    *(f"latency.cpu.{what}" for what in ("dense_ms", "pruned_ms", "speedup", "low", "high")),
+    *("equivalence.masked_vs_cut", "equivalence.cut_vs_onnx", "budget.asked", "budget.reached"),
+    *("machine.cpu", "machine.cores", "machine.onnxruntime"),
+)
+COMMAND = (
+    f"compress --model {MODULE}:small --data digits --image-size 8 --batch 32 --parent-epochs 1 --parent-lr 0.2 "
+    "--epochs 1 --macs 0.5 --lr 0.05 --seed 3 --output runs/one"
+)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with working_in(tmp_path_factory.mktemp("newcomer")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def first(here: Path) -> Outcome:
+    """The run, whose alignment is probed: 4 is found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "probe_step", lambda threads: SimpleNamespace(multiple=4))
+        outcome = typed(*COMMAND.split())
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def folder(first: Outcome, here: Path) -> Path:
+    return here / "runs/one"
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def at(report: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        report = report[part]
+    return report
+
+
+def dense_network() -> torch.nn.Module:
+    return load_model(f"{MODULE}:small", num_classes=10)
+
+
+def test_the_folder_holds_the_files_and_nothing_else(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.parent.iterdir()} == {"one"}
+
+
+def test_the_report_has_every_key(report: dict[str, Any]) -> None:
+    for key in KEYS:
+        assert at(report, key) is not None, key
+    assert report["budget"]["asked"] == 0.5
+    assert report["budget"]["round_to"] == 4
+    assert 0 < report["budget"]["reached"] <= 0.5
+    assert report["budget"]["reached"] > 0.49 or report["budget"]["note"] in report["warnings"]
+    assert report["macs"]["pruned"] <= 0.5 * report["macs"]["dense"]
+    assert report["latency"]["cpu"]["low"] <= report["latency"]["cpu"]["speedup"] <= report["latency"]["cpu"]["high"]
+    assert all(group["kept"] % 4 == 0 for group in report["groups"])
+
+
+def test_the_onnx_files_compute_what_the_networks_compute(folder: Path) -> None:
+    images = next(iter(load_data("digits", image_size=8).val))[0][:9]
+    small = surgery.load(folder / "pruned.safetensors", dense_network).eval()
+    dense = load_model(f"{MODULE}:small", weights=str(folder / "dense.safetensors"), num_classes=10).eval()
+    for name, network in (("pruned", small), ("dense", dense)):
+        session = onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"input": images.numpy()})
+        with torch.no_grad():
+            expected = network(images).numpy()
+        assert np.abs(expected).max() > 0.1
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_the_accuracies_are_those_of_the_saved_networks(folder: Path, report: dict[str, Any]) -> None:
+    held_out = load_data("digits", image_size=8).val
+    small = surgery.load(folder / "pruned.safetensors", dense_network)
+    dense = load_model(f"{MODULE}:small", weights=str(folder / "dense.safetensors"), num_classes=10)
+    assert report["accuracy"]["pruned"] == accuracy(small, held_out)[0]
+    assert report["accuracy"]["dense"] == accuracy(dense, held_out)[0]
+    assert report["accuracy"]["dense"] > 0.3, "the parent has learned, with its own learning rate"
+    assert report["params"]["pruned"] == sum(p.numel() for p in small.parameters())
+
+
+def test_the_onnx_file_says_what_it_is(folder: Path, report: dict[str, Any]) -> None:
+    found = {entry.key: entry.value for entry in onnx.load(folder / "pruned.onnx").metadata_props}
+    assert json.loads(found["labels"]) == [str(digit) for digit in range(10)]
+    assert json.loads(found["kept"]) == {g["name"]: [g["kept"], g["units"]] for g in report["groups"]}
+    assert json.loads(found["input_shape"]) == [1, 8, 8]
+    assert found["source_model"] == f"{MODULE}:small"
+    dense = {entry.key for entry in onnx.load(folder / "dense.onnx").metadata_props}
+    assert "kept" not in dense
+    assert "labels" in dense
+
+
+class Page(HTMLParser):
+    """The text of a page; every tag has to be closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_holds_the_numbers_and_needs_nothing_else(folder: Path, report: dict[str, Any]) -> None:
+    page = (folder / "report.html").read_text()
+    text = Page(page).text
+    latency = report["latency"]["cpu"]
+    for part in (
+        report["verdict"],
+        percent(report["accuracy"]["pruned"]),
+        count(report["macs"]["pruned"]),
+        milliseconds(latency["pruned_ms"]),
+        f"[{latency['low']:.2f}, {latency['high']:.2f}]",
+        *(group["name"] for group in report["groups"]),
+    ):
+        assert part in text
+    assert "http" not in page
+    assert '<path class="loss"' in page, "the training curve"
+
+
+def test_the_log_has_every_step_and_stage(folder: Path, report: dict[str, Any]) -> None:
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps = [event for event in events if "loss" in event]
+    assert [{k: v for k, v in step.items() if k != "steps"} for step in steps] == report["curve"]
+    stages = [event["phase"] for event in events if "loss" not in event]
+    assert stages == ["probe", "dense", "cut", "recalibrate", "done", "export", "measure", "finished"]
+    assert list(dict.fromkeys(event["phase"] for event in steps)) == ["parent", "search", "recover"]
+
+
+def test_no_file_names_a_place_on_this_machine(folder: Path, here: Path) -> None:
+    root = Path(__file__).parents[2]
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for place in (here, Path.home(), root, Path(torch.__file__).parents[2]):
+            assert str(place).encode() not in content, path.name
+
+
+def test_every_file_may_be_read_by_others(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir() if not path.stat().st_mode & 0o044} <= {"pruned.safetensors"}
+
+
+def test_the_terminal_shows_the_table_and_each_warning_once(first: Outcome, report: dict[str, Any]) -> None:
+    assert "training the dense parent: step" in first.err
+    assert "searching: step" in first.err
+    assert report["verdict"] in first.out
+    assert "runs/one/report.html" in first.out
+    table = first.out.splitlines()[: first.out.splitlines().index(report["verdict"])]
+    assert max(map(len, table)) <= 80
+    for word in ("Parameters", "MACs", "File size", "Accuracy", "Latency, cpu", "450 held-out examples"):
+        assert any(word in line for line in table)
+    warnings = [line for line in (first.out + first.err).splitlines() if line.startswith("warning")]
+    asked = report["warnings"] + report["latency"]["cpu"]["warnings"]
+    assert sorted(warnings) == sorted(f"warning: {text}" for text in asked)
+
+
+def test_running_the_settings_again_gives_the_same_networks(folder: Path, here: Path, report: dict[str, Any]) -> None:
+    settings = load_config(folder / "config.toml")
+    assert settings.round_to == 4
+    assert settings.parent_lr == 0.2
+    outcome = typed("compress", "--config", "runs/one/config.toml", "--output", "runs/two")
+    assert outcome.code == 0, outcome.err
+    again = here / "runs/two"
+    for name in ("dense.safetensors", "pruned.safetensors", "dense.onnx", "pruned.onnx"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes(), name
+    repeated = json.loads((again / "report.json").read_text())
+    for key in ("accuracy", "macs", "params", "budget", "groups", "curve", "equivalence"):
+        assert repeated[key] == report[key], key
+    assert load_config(again / "config.toml") == settings.model_copy(update={"output": "runs/two"})
+
+
+def test_a_network_with_more_logits_than_labels_ships_without_names(here: Path, first: Outcome) -> None:
+    """And its parent's weights are taken from a file, so that no second dense file is written."""
+    torch.manual_seed(0)
+    words = f"--model {MODULE}:many --data digits --image-size 8 --epochs 0 --macs 0.6 --round-to 1".split()
+    outcome = typed("compress", *words, "--output", "runs/many")
+    assert outcome.code == 0, outcome.err
+    assert "the data names 10 of the 12 logits" in outcome.err
+    assert "guessing" in outcome.err, "a network that nobody trained is called that"
+    assert not (here / "runs/many/dense.safetensors").exists()
+    found = {entry.key for entry in onnx.load(here / "runs/many/pruned.onnx").metadata_props}
+    assert "labels" not in found
+
+
+def test_the_saved_network_is_exported_again(here: Path, folder: Path) -> None:
+    outcome = typed(
+        "export", "runs/one/pruned.safetensors", "--model", f"{MODULE}:small", "--input", "1,8,8", "--output", "e.onnx"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "largest relative difference" in outcome.out
+    old, new = (onnx.load(path).graph for path in (folder / "pruned.onnx", here / "e.onnx"))
+    assert [node.op_type for node in old.node] == [node.op_type for node in new.node]
+
+
+def test_the_dense_weights_start_another_run(folder: Path) -> None:
+    stored = load_file(folder / "dense.safetensors")
+    assert stored.keys() == dense_network().state_dict().keys()
+
+
+@pytest.mark.parametrize("pair", [True, False])
+def test_bench_prints_medians_with_intervals(folder: Path, here: Path, pair: bool) -> None:
+    files = ["runs/one/dense.onnx", *(["runs/one/pruned.onnx"] if pair else [])]
+    outcome = typed("bench", *files, "--seconds", "0.2", "--json", "bench.json")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    for word in ("median", "95 % interval", *files):
+        assert word in outcome.out
+    assert max(map(len, lines[:4])) <= 80
+    stored = json.loads((here / "bench.json").read_text())
+    shown = stored["dense"] if pair else stored
+    assert milliseconds(shown["median"]) in outcome.out
+    assert len({line for line in lines if line.startswith("warning")}) == outcome.out.count("warning:")
+    assert ("compared with" in outcome.out) == pair
+
+
+def test_the_run_reads_nothing_but_its_settings() -> None:
+    """What is not in the settings cannot be in config.toml."""
+    tree = ast.parse((Path(__file__).parents[2] / "diffprune/run.py").read_text())
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
+    names = [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
+    assert names == ["config", "on_event"]
