@@ -122,12 +122,11 @@ def land(budget: Budget, size: SizeModel, scores: Tensor, *, round_to: int = 1) 
         return float(budget.cost(size, opened(counts).double()))
 
     levels = torch.cat(parts).unique().tolist()
-    low, high = -1, len(levels) - 1  # levels[high] fits; index -1 stands for everything open
+    low, high = -1, len(levels) - 1  # levels[high] fits, levels[low] does not; what is below the lowest is left to _fill
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(widths(levels[middle])) <= budget.share else (middle, high)
-    counts = [len(part) for part in parts] if budget.share == 1 else widths(levels[high])
-    counts = _fill(counts, grid, parts, order, lambda c: cost(c) <= budget.share)
+    counts = _fill(widths(levels[high]), grid, parts, order, lambda c: cost(c) <= budget.share)
     reached = cost(counts)
     short = reached < budget.share * (1 - TOLERANCE)
     note = f"no further step of {round_to} channels fits into the rest of the budget" if short else None

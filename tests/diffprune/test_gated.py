@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import gated_output, random_keep, relative_error, run
 from torch import Tensor, nn
 from zoo import ZOO, Case, randomised
@@ -19,12 +20,27 @@ from surgery import ChannelGraph
 HAZARDS = (
     "plain", "residual", "concat_then_add", "dense_concat", "self_concat", "depthwise", "grouped", "tied_weight",
     "flatten_to_linear", "shared_module", "transposed", "broadcast_mask", "view_of_shape", "functional_conv",
-    "layer_norm_mlp", "two_inputs", "frozen_parts",
+    "layer_norm_mlp", "two_inputs", "frozen_parts", "coordinate_concat",
 )  # fmt: skip
 
 
+class TiedTransposed(nn.Module):
+    """One weight whose both axes are read: by a convolution, and by the transposed one that undoes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.tied, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tied(self.stem(x).tanh()).tanh()
+        return self.head(F.conv_transpose2d(x, self.tied.weight).tanh().mean((2, 3)))
+
+
 def traced(name: str) -> tuple[nn.Module, ChannelGraph, Any]:
-    case: Case = ZOO[name]
+    return trace(ZOO[name])
+
+
+def trace(case: Case) -> tuple[nn.Module, ChannelGraph, Any]:
     model, x = randomised(case.build()).double().eval(), case.example()
     return model, surgery.trace(model, x), x
 
@@ -60,6 +76,19 @@ def test_gated_folded_masked_and_cut_are_one_function(name: str) -> None:
         assert relative_error(expected, run(surgery.mask(model, graph, gated.keep()), x)) < 1e-12
         assert relative_error(expected, run(surgery.cut(gated.folded(), graph, gated.keep()), x)) < 1e-12
         assert relative_error(run(model, x), expected) > 1e-3, "closing units changed nothing"
+
+
+def test_a_weight_that_is_read_along_both_axes_is_gated_along_both() -> None:
+    model, graph, x = trace(Case(TiedTransposed, (2, 3, 8, 8)))
+    assert {(s.tensor, s.axis) for g in graph.groups for s in g.readers} >= {("tied.weight", 0), ("tied.weight", 1)}
+    gated = attach(model, graph)
+    for seed in range(4):
+        keep = random_keep(graph, seed)
+        set_gates_(gated, keep)
+        expected = surgery.cut(model, graph, keep)(x)
+        assert relative_error(expected, gated(x)) < 1e-12
+        assert relative_error(expected, gated.folded()(x)) < 1e-12
+        assert relative_error(model(x), expected) > 1e-3
 
 
 @pytest.mark.parametrize("name", HAZARDS)
@@ -267,6 +296,17 @@ def test_autocast() -> None:
     output.float().sum().backward()
     assert gated.logits.grad is not None
     assert gated.logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_weights_of_half_precision_keep_it(gate: str) -> None:
+    model, graph, x = traced("residual")
+    model, x = model.bfloat16(), x.bfloat16()
+    gated = attach(model, graph, gate=gate)
+    assert gated.logits.dtype == torch.float32
+    assert torch.equal(gated(x), model(x))
+    gated.train()(x).sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in gated.parameters())
 
 
 def test_a_network_without_free_channels_is_refused() -> None:

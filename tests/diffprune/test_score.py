@@ -88,6 +88,12 @@ def test_a_layer_of_zeros_scores_zero_throughout() -> None:
     assert torch.equal(as_logits(scores), torch.zeros(graph.units))
 
 
+def test_a_score_far_from_the_others_does_not_run_away() -> None:
+    logits = as_logits(torch.cat([SPREAD + 0.1, torch.zeros(1)]))
+    assert logits[-1] == -4
+    assert logits[:-1].min() > -2
+
+
 @pytest.mark.parametrize(
     "scores", [SPREAD + 0.1, (SPREAD + 0.1) * 1e-3, torch.full((7,), 3.0), torch.ones(1)]
 )
