@@ -122,7 +122,7 @@ def land(budget: Budget, size: SizeModel, scores: Tensor, *, round_to: int = 1) 
         return float(budget.cost(size, opened(counts).double()))
 
     levels = torch.cat(parts).unique().tolist()
-    low, high = -1, len(levels) - 1  # levels[high] fits, levels[low] does not; what is below the lowest is left to _fill
+    low, high = -1, len(levels) - 1  # levels[high] fits, levels[low] does not; -1 is left to _fill
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(widths(levels[middle])) <= budget.share else (middle, high)
