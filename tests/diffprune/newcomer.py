@@ -23,7 +23,7 @@ def head(width, num_classes):
     return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
 
 
-def small(num_classes=10, channels=1):
+def factory(num_classes=10, channels=1):
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1, stride=2), nn.BatchNorm2d(16), nn.ReLU(),
         nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), *head(16, num_classes),
@@ -31,15 +31,15 @@ def small(num_classes=10, channels=1):
 
 
 def colour(num_classes=10):
-    return small(num_classes, channels=3)
+    return factory(num_classes, channels=3)
 
 
 def many():
-    return small(num_classes=12)
+    return factory(num_classes=12)
 
 
 def few():
-    return small(num_classes=2)
+    return factory(num_classes=2)
 
 
 def rigid(num_classes=10):

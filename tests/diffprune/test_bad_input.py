@@ -13,8 +13,8 @@ from diffprune.models import load_model
 
 pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
 
-SMALL = f"{MODULE}:small"
-PARENT = "--parent-epochs 1000"  # would take an hour: what is refused is refused before
+SMALL = f"{MODULE}:factory"
+PARENT = "--parent-epochs 1000"  # takes long: what is refused with it is refused before
 
 
 class Foreign:
@@ -55,6 +55,7 @@ def refused(here: Path, words: str, fact: str) -> Outcome:
     outcome = typed(*words.split())
     assert outcome.code == 2, outcome
     assert outcome.out == ""
+    assert PARENT not in words or "training" not in outcome.err, "refused before the parent is trained"
     lines = outcome.err.splitlines()
     while lines and not lines[0].partition(":")[0].isidentifier():
         lines.pop(0)  # what the run told before
@@ -79,7 +80,7 @@ COMPRESS = "compress --image-size 8 --batch 32 --epochs 1 --round-to 1 --output 
         ("torchvision:resnet181", "BadModel: there is no network 'resnet181'"),
         ("absent.module:net", "BadModel: there is no module absent.module"),
         ("justaname", "BadModel: 'justaname' does not name a network"),
-        (f"{MODULE}:smal", f"BadModel: module {MODULE} has no smal"),
+        (f"{MODULE}:factry", f"BadModel: module {MODULE} has no factry"),
         (f"{MODULE}:broken", "BadModel: calling it raised RuntimeError: it is broken"),
         (f"{MODULE}:number", "BadModel: the factory returned int"),
         (f"{SMALL} --weights absent.safetensors", "BadWeights: the file cannot be read"),
@@ -108,6 +109,10 @@ COMPRESS = "compress --image-size 8 --batch 32 --epochs 1 --round-to 1 --output 
         (f"{SMALL} --lr 1e30", "TrainingDiverged: the loss is nan"),
         (f"{SMALL} --lr 1e9 --batch 128", "TrainingDiverged: the network answers with values that are not finite"),
         (f"{SMALL} --parent-epochs 1 --parent-lr 1e30", "TrainingDiverged: the loss is nan"),
+        (
+            f"{SMALL} --parent-epochs 1 --parent-lr 1e18 --batch 1300",
+            "values that are not finite after the parent phase",
+        ),
         (f"{SMALL} --device tpu", "device = 'tpu'; allowed: cpu or cuda"),
         (f"{SMALL} --round-to often", "round_to = 'often'"),
         (f"{SMALL} --output taken", "OutputExists: the output folder is taken"),

@@ -161,7 +161,7 @@ def test_refusal_and_wrong_usage_are_exit_code_2_in_a_shell() -> None:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_stopped_leaves_nothing_that_looks_finished(here: Path, stop: signal.Signals) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
-    words = f"compress --model {MODULE}:small --data digits --image-size 8 --batch 8 --epochs 1000 --macs 0.5"
+    words = f"compress --model {MODULE}:factory --data digits --image-size 8 --batch 8 --epochs 1000 --macs 0.5"
     child = command(*words.split(), "--round-to", "1", "--output", "runs/one", restore_signals=True)
     try:
         assert child.stderr is not None

@@ -17,7 +17,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def inspected(*words: object, model: str = f"{MODULE}:small", size: str = "1,8,8") -> str:
+def inspected(*words: object, model: str = f"{MODULE}:factory", size: str = "1,8,8") -> str:
     outcome = typed("inspect", model, "--input", size, *words)
     assert outcome.code == 0, outcome.err
     assert outcome.err == ""
@@ -26,8 +26,8 @@ def inspected(*words: object, model: str = f"{MODULE}:small", size: str = "1,8,8
 
 def test_groups_pins_and_size_are_shown() -> None:
     text = inspected("--round-to", 1)
-    params = sum(p.numel() for p in load_model(f"{MODULE}:small").parameters())
-    assert f"{MODULE}:small: {params // 1000}\N{NARROW NO-BREAK SPACE}{params % 1000:03} parameters" in text
+    params = sum(p.numel() for p in load_model(f"{MODULE}:factory").parameters())
+    assert f"{MODULE}:factory: {params // 1000}\N{NARROW NO-BREAK SPACE}{params % 1000:03} parameters" in text
     assert re.search(r"^0 +filter +16 +\d+\.\d % +\d+\.\d %$", text, re.MULTILINE)
     assert re.search(r"^input +1 +model input", text, re.MULTILINE)
     assert re.search(r"^8 +10 +model output", text, re.MULTILINE)

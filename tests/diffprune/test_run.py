@@ -44,7 +44,7 @@ KEYS = (
     *("machine.cpu", "machine.cores", "machine.onnxruntime"),
 )
 COMMAND = (
-    f"compress --model {MODULE}:small --data digits --image-size 8 --batch 32 --parent-epochs 1 --parent-lr 0.2 "
+    f"compress --model {MODULE}:factory --data digits --image-size 8 --batch 32 --parent-epochs 1 --parent-lr 0.2 "
     "--epochs 1 --macs 0.5 --lr 0.05 --seed 3 --output runs/one"
 )
 
@@ -82,7 +82,7 @@ def at(report: dict[str, Any], key: str) -> Any:
 
 
 def dense_network() -> torch.nn.Module:
-    return load_model(f"{MODULE}:small", num_classes=10)
+    return load_model(f"{MODULE}:factory", num_classes=10)
 
 
 def test_the_folder_holds_the_files_and_nothing_else(folder: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_report_has_every_key(report: dict[str, Any]) -> None:
 def test_the_onnx_files_compute_what_the_networks_compute(folder: Path) -> None:
     images = next(iter(load_data("digits", image_size=8).val))[0][:9]
     small = surgery.load(folder / "pruned.safetensors", dense_network).eval()
-    dense = load_model(f"{MODULE}:small", weights=str(folder / "dense.safetensors"), num_classes=10).eval()
+    dense = load_model(f"{MODULE}:factory", weights=str(folder / "dense.safetensors"), num_classes=10).eval()
     for name, network in (("pruned", small), ("dense", dense)):
         session = onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"input": images.numpy()})
@@ -118,7 +118,7 @@ def test_the_onnx_files_compute_what_the_networks_compute(folder: Path) -> None:
 def test_the_accuracies_are_those_of_the_saved_networks(folder: Path, report: dict[str, Any]) -> None:
     held_out = load_data("digits", image_size=8).val
     small = surgery.load(folder / "pruned.safetensors", dense_network)
-    dense = load_model(f"{MODULE}:small", weights=str(folder / "dense.safetensors"), num_classes=10)
+    dense = load_model(f"{MODULE}:factory", weights=str(folder / "dense.safetensors"), num_classes=10)
     assert report["accuracy"]["pruned"] == accuracy(small, held_out)[0]
     assert report["accuracy"]["dense"] == accuracy(dense, held_out)[0]
     assert report["accuracy"]["dense"] > 0.3, "the parent has learned, with its own learning rate"
@@ -130,7 +130,7 @@ def test_the_onnx_file_says_what_it_is(folder: Path, report: dict[str, Any]) -> 
     assert json.loads(found["labels"]) == [str(digit) for digit in range(10)]
     assert json.loads(found["kept"]) == {g["name"]: [g["kept"], g["units"]] for g in report["groups"]}
     assert json.loads(found["input_shape"]) == [1, 8, 8]
-    assert found["source_model"] == f"{MODULE}:small"
+    assert found["source_model"] == f"{MODULE}:factory"
     dense = {entry.key for entry in onnx.load(folder / "dense.onnx").metadata_props}
     assert "kept" not in dense
     assert "labels" in dense
@@ -235,6 +235,7 @@ def test_a_network_with_more_logits_than_labels_ships_without_names(here: Path, 
     assert outcome.code == 0, outcome.err
     assert "the data names 10 of the 12 logits" in outcome.err
     assert "guessing" in outcome.err, "a network that nobody trained is called that"
+    assert "guessing" not in outcome.out, "once is enough"
     assert not (here / "runs/many/dense.safetensors").exists()
     found = {entry.key for entry in onnx.load(here / "runs/many/pruned.onnx").metadata_props}
     assert "labels" not in found
@@ -242,7 +243,14 @@ def test_a_network_with_more_logits_than_labels_ships_without_names(here: Path, 
 
 def test_the_saved_network_is_exported_again(here: Path, folder: Path) -> None:
     outcome = typed(
-        "export", "runs/one/pruned.safetensors", "--model", f"{MODULE}:small", "--input", "1,8,8", "--output", "e.onnx"
+        "export",
+        "runs/one/pruned.safetensors",
+        "--model",
+        f"{MODULE}:factory",
+        "--input",
+        "1,8,8",
+        "--output",
+        "e.onnx",
     )
     assert outcome.code == 0, outcome.err
     assert "largest relative difference" in outcome.out
