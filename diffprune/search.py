@@ -58,9 +58,9 @@ def search_(
 
 
 def follow_(gated: GatedModel, budget: Budget, share: float) -> None:
-    """Set the shift of `gated` so that its expected cost is `share` of the dense one, or 0.999 of it for more."""
+    """Set the shift of `gated` so that its expected cost is `share` of the dense one."""
     logits = gated.logits.detach().cpu()
-    shift = shift_for(budget, gated.size, gated.gate, logits, min(share, 0.999), float(gated.shift))
+    shift = shift_for(budget, gated.size, gated.gate, logits, share, float(gated.shift))
     gated.shift.fill_(shift)
 
 

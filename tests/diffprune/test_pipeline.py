@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import surgery
 from diffprune import Budget, HardConcrete, Recipe, Result, compress
+from diffprune.budget import land
 from diffprune.errors import BadBudget, BadData, BudgetUnreachable, NothingToCut, TrainingDiverged
+from diffprune.score import magnitude
 from diffprune.training import endless, fit_
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -207,6 +209,9 @@ def test_no_epochs_select_by_magnitude_and_recalibrate(parent: nn.Module, train:
     report = check(model, parent, val)
     assert report["training"]["steps"] == report["training"]["search_steps"] == 0
     assert report["accuracy"]["pruned"] == report["accuracy"]["after_recalibration"]
+    graph = surgery.trace(parent, train[0][0])
+    best = land(Budget(macs=0.5), surgery.SizeModel(graph), magnitude(parent, graph))
+    assert torch.equal(surgery.SizeModel(graph).flat(model.keep), best.flat)
     kept = model.keep["a"].nonzero().squeeze(1)
     source = parent.get_parameter("a.weight")[kept][:, model.keep["stem.0"]]
     assert torch.equal(model.model.get_parameter("a.weight"), source)
@@ -331,6 +336,23 @@ def test_data_that_is_no_number_stops_the_run(
     """Read for the first epoch, for the statistics after the cut, for the second epoch."""
     with pytest.raises(error, match=words):
         compress(parent, Spoiled(train, at), val, budget=Budget(macs=0.5), epochs=2, example_inputs=train[0][0])
+
+
+def test_what_is_cut_is_the_network_that_the_search_trained(
+    parent: nn.Module, train: Batches, val: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, given = surgery.cut, []
+
+    def spied(model: nn.Module, graph: surgery.ChannelGraph, keep: dict[str, Tensor]) -> nn.Module:
+        given.append(states(model))
+        return cut(model, graph, keep)
+
+    monkeypatch.setattr(surgery, "cut", spied)
+    compress(parent, train, val, budget=Budget(macs=0.5), epochs=2)
+    compress(parent, train, val, budget=Budget(macs=0.5), epochs=0)
+    searched, unsearched = given
+    assert not torch.equal(searched["stem.0.weight"], parent.state_dict()["stem.0.weight"])
+    assert same(unsearched, states(parent))
 
 
 def test_a_wrong_cut_stops_the_run(

@@ -57,13 +57,48 @@ def test_the_expected_cost_is_on_target_and_falls_along_the_ramp(gate: str, budg
     assert expected(gated, budget) == pytest.approx(budget.share, rel=2e-3)
     assert [event["step"] for event in events] == list(range(1, 41))
     assert {(event["phase"], event["steps"]) for event in events} == {("search", 160)}
-    macs = [event["macs"] for event in events]
     if budget.kind == "macs":
         targets = [max(1 - 0.5 * (step + 1) / (RAMP * 40), 0.5) for step in range(40)]
-        assert macs == pytest.approx(targets, rel=2e-3)
-    else:
-        assert macs[0] > 0.9
-        assert macs[-1] == pytest.approx(float(Budget(macs=1.0).cost(gated.size, gated.chance().detach())), rel=0.1)
+        assert [event["macs"] for event in events] == pytest.approx(targets, rel=2e-3)
+
+
+def test_the_macs_that_are_told_are_macs_under_a_budget_on_parameters() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 7, padding=3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 2),
+    )  # fmt: skip
+    x, events = torch.randn(8, 3, 8, 8), []
+    gated = attach(model, surgery.trace(model, x), gate=MeanCentred(noise=0.2))
+    batches = endless([(x, torch.arange(8) % 2)])
+    search_(gated, batches, Budget(params=0.4), Recipe(), steps=20, total=20, parent=None, on_event=events.append)
+    macs = expected(gated, Budget(macs=1.0))
+    assert macs > 0.5
+    assert events[-1]["macs"] == pytest.approx(macs, rel=0.05)
+
+
+def test_search_and_recovery_share_one_schedule() -> None:
+    rates = []
+
+    class Recorded(Recipe):
+        def rate(self, step: int, total: int) -> float:
+            rates.append((step, total))
+            return 0.0
+
+    gated = attach(Useful(), surgery.trace(Useful(), torch.randn(2, 16)))
+    search_(gated, endless(data()), Budget(macs=0.5), Recorded(), steps=3, total=9, parent=None, on_event=rates.append)
+    assert [rate for rate in rates if isinstance(rate, tuple)] == [(0, 9), (1, 9), (2, 9)]
+    assert torch.equal(gated.model.state_dict()["0.weight"], torch.eye(16)), "the rate is the one that trains"
+
+
+def test_a_search_that_ends_in_no_numbers_has_diverged() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    gated = attach(model, surgery.trace(model, torch.randn(2, 16)))
+    gated.model.get_buffer("1.running_var").fill_(torch.nan)
+    with pytest.raises(TrainingDiverged, match="not finite after the search phase"):
+        search_(
+            gated, endless(data()), Budget(macs=0.5), Recipe(), steps=2, total=4, parent=None, on_event=lambda e: None
+        )
 
 
 def test_what_carries_the_answer_is_kept() -> None:
@@ -120,7 +155,7 @@ def test_the_shift_follows_a_share(share: float) -> None:
     opened = torch.sigmoid((torch.linspace(-2, 2, 16) + gated.shift) / 0.2)  # both layers are linear in the open units
     assert opened.mean().item() == pytest.approx(share, rel=2e-3)
     follow_(gated, Budget(macs=0.5), 1.0)
-    assert expected(gated, Budget(macs=0.5)) == pytest.approx(0.999, rel=2e-3)
+    assert expected(gated, Budget(macs=0.5)) >= 0.999 - 1e-6
 
 
 def test_data_that_is_no_number_stops_the_search() -> None:
