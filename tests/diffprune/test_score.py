@@ -94,9 +94,7 @@ def test_a_score_far_from_the_others_does_not_run_away() -> None:
     assert logits[:-1].min() > -2
 
 
-@pytest.mark.parametrize(
-    "scores", [SPREAD + 0.1, (SPREAD + 0.1) * 1e-3, torch.full((7,), 3.0), torch.ones(1)]
-)
+@pytest.mark.parametrize("scores", [SPREAD + 0.1, (SPREAD + 0.1) * 1e-3, torch.full((7,), 3.0), torch.ones(1)])
 def test_logits_keep_the_order_and_lie_around_zero(scores: Tensor) -> None:
     logits = as_logits(scores)
     assert logits.dtype == torch.float32
