@@ -24,6 +24,9 @@ ACCURACIES = {
 ONE_SCHEDULE = {"recover": "search"}
 """Phases that go on with the steps of another one share its bar."""
 
+CLOCKED = ("probe", "measure")
+"""Stages that measure time: nothing is redrawn meanwhile."""
+
 LINES = 4
 """Plain lines for each schedule, beside the first of each phase."""
 
@@ -48,7 +51,6 @@ class Progress:
         self._waiting: TaskID | None = None
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -65,13 +67,14 @@ class Progress:
             self.warned.append(event["text"])
             self._print(f"warning: {event['text']}")
         elif phase in STAGES:
-            self._begin_waiting(STAGES[phase])
+            self._begin_waiting(phase)
 
     def _step(self, phase: str, step: int, steps: int, status: str) -> None:
         title = STAGES.get(phase, phase)
         if not self._live:
             self._line(phase, step * LINES // steps, f"{title}: step {step} of {steps}, {status}")
             return
+        self._bars.start()
         schedule = ONE_SCHEDULE.get(phase, phase)
         if schedule not in self._tasks:
             self._tasks[schedule] = self._bars.add_task(title, total=steps, status=status)
@@ -82,12 +85,15 @@ class Progress:
             self._told[phase] = part
             self._print(text)
 
-    def _begin_waiting(self, title: str) -> None:
+    def _begin_waiting(self, phase: str) -> None:
         """For a stage without steps: a bar that pulses, or a line."""
-        if self._live:
-            self._waiting = self._bars.add_task(title, total=None, status="")
+        if phase in CLOCKED:
+            self._bars.stop()
+        if self._live and phase not in CLOCKED:
+            self._bars.start()
+            self._waiting = self._bars.add_task(STAGES[phase], total=None, status="")
         else:
-            self._print(title)
+            self._print(STAGES[phase])
 
     def _end_waiting(self) -> None:
         if self._waiting is not None:
