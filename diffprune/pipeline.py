@@ -15,12 +15,12 @@ from diffprune.errors import BadBudget, BadData
 from diffprune.gated import attach
 from diffprune.gates import Gate
 from diffprune.recover import accuracy, recalibrate_
-from diffprune.score import as_logits, magnitude
+from diffprune.score import as_logits, contribution, per_cost
 from diffprune.search import search_
 from diffprune.training import Batches, Event, Recipe, endless, fit_, unpack
 from surgery import ExampleInputs
 
-SEARCH_SHARE = 0.15
+SEARCH_SHARE = 0.05
 """Share of all training steps that is spent on the search; the rest recovers. See docs/method.md."""
 
 
@@ -51,10 +51,10 @@ def compress(
     """A smaller network that keeps `budget` of the dense cost and imitates `model`, which is left alone.
 
     `train` yields (inputs, labels) or inputs alone (then the parent's answers are the only target), `val` yields
-    (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; 0 selects by
-    magnitude and only recalibrates. Widths stay multiples of `round_to` where they were (`export.default_step()` is
-    right for onnxruntime on this CPU). The network must return logits, shape (N, classes).
-    Frozen parameters stay as they are; if all are frozen, every step goes to the gates.
+    (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; 0 selects by what
+    units contribute to their readers per cost, and only recalibrates. Widths stay multiples of `round_to` where they
+    were (`export.default_step()` is right for onnxruntime on this CPU). The network must return logits, shape
+    (N, classes). Frozen parameters stay as they are; if all are frozen, every step goes to the gates.
     Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
     tracing raises.
     """
@@ -71,17 +71,25 @@ def compress(
     _refuse_iterators(train=train, val=val)
     torch.manual_seed(seed)
     parent = copy.deepcopy(model).to(device).eval()
-    example = _example(train, torch.device(device)) if example_inputs is None else example_inputs
+    first = _first(train, torch.device(device))
+    example = first[:2] if example_inputs is None else example_inputs
     graph = surgery.trace(parent, example)
     gated = attach(parent, graph, gate=gate)
     require_reachable(budget, gated.size, round_to)
-    gated.logits.data.copy_(as_logits(magnitude(parent, graph)))
+    scores = per_cost(contribution(parent, graph, first), budget, gated.size)
+    if not scores.isfinite().all():
+        raise _bad_data(
+            "the network computes values that are not finite from the first training batch",
+            "look for values that are not finite in the data or the weights",
+        )
+    gated.logits.data.copy_(as_logits(scores))
     dense_accuracy, examples = accuracy(parent, val)
     tell({"phase": "dense", "accuracy": dense_accuracy})
 
     batches, total = endless(train), round(epochs * _length(train)) if epochs else 0
     frozen = [p.numel() for p in parent.parameters() if not p.requires_grad]
-    searching = round(SEARCH_SHARE * total) if len(frozen) < len(list(parent.parameters())) else total
+    share = SEARCH_SHARE if len(frozen) < len(list(parent.parameters())) else 1.0
+    searching = min(max(round(share * total), 1), total)
     search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
     landing = land(budget, gated.size, gated.logits, round_to=round_to)
     keep = gated.size.keep(landing.flat)
@@ -139,9 +147,10 @@ def compress(
     return Result(small, keep, report)
 
 
-def _example(train: Batches, device: torch.device) -> Tensor:
+def _first(train: Batches, device: torch.device) -> Tensor:
+    """The inputs of a first batch."""
     for batch in train:
-        return unpack(batch, device)[0][:2]
+        return unpack(batch, device)[0]
     raise _bad_data("the training data is empty", "give at least one training batch")
 
 

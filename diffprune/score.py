@@ -1,27 +1,71 @@
 """Scores of units before any search: where the logits start."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from surgery import ChannelGraph
+from diffprune.budget import Budget
+from surgery import ChannelGraph, ExampleInputs, SizeModel, Slot, as_call, evaluating
 
 
-def magnitude(model: nn.Module, graph: ChannelGraph) -> Tensor:
-    """L2 norm of the weights that write and read each unit, relative to the group's mean, averaged over the layers.
+def contribution(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tensor:
+    """The share of each unit in what its readers compute from `inputs`, summed over the readers.
 
-    Shape (units,), at least 0, float64; flat in the order of `SizeModel`. Relative norms make layers comparable.
+    A reader's energy of channel c is Var(x_c) * |W[:, c]|^2, the variance that the channel alone gives to the reader's
+    outputs (its mean goes into the next bias or normalisation); shares are relative to the sum over its channels. A
+    reader that no layer of the network calls, such as a weight given to a function, counts by |W[:, c]|^2 alone.
+    Shape (units,), at least 0, float64; flat in the order of `SizeModel`.
     """
+    energies = {slot.tensor: torch.zeros(0) for group in graph.groups for slot in group.readers}
     tensors = dict(model.named_parameters())
-    scores = []
+    called: dict[Tensor, str] = {tensors[name]: name for name in energies if name in tensors}
+    hooks = [
+        module.register_forward_pre_hook(partial(_add_energy, energies, called[module.weight]))
+        for module in model.modules()
+        if isinstance(module, nn.Linear | _ConvNd) and module.weight in called
+    ]
+    try:
+        with torch.no_grad(), evaluating(model):
+            args, kwargs = as_call(inputs)
+            model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    shares = []
     for group in graph.groups:
-        parts = []
-        for slot in group.slots:
-            if slot.role != "carry" and slot.tensor in tensors:
-                weight = tensors[slot.tensor].detach().double().cpu().movedim(slot.axis, 0)
-                norm = weight.square().flatten(1).sum(1)[slot.positions].sum(1).sqrt()
-                parts.append(norm / norm.mean().clamp_min(1e-12))
-        scores.append(torch.stack(parts).mean(0))
-    return torch.cat(scores) if scores else torch.empty(0)
+        parts = [_share(energies[slot.tensor], tensors[slot.tensor], slot) for slot in group.readers]
+        shares.append(torch.stack(parts).sum(0))
+    return torch.cat(shares) if shares else torch.empty(0)
+
+
+def _add_energy(energies: dict[str, Tensor], name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Add the energy of each channel that `layer` reads, shape (channels of its reading axis,)."""
+    x, weight, groups = inputs[0], layer.weight, getattr(layer, "groups", 1)
+    axis = x.dim() - weight.dim() + 1 if isinstance(layer, _ConvNd) else x.dim() - 1
+    spread = x.movedim(axis, 0).flatten(1).var(1, correction=0).view(groups, -1)
+    reads = 0 if getattr(layer, "transposed", False) else 1
+    blocks = weight.movedim(reads, 0).flatten(1).square()
+    found = blocks.view(len(blocks), 1 if reads == 0 else groups, -1).sum(2).T
+    energy = (spread * found).sum(0).double().cpu()
+    energies[name] = energy if not len(energies[name]) else energies[name] + energy
+
+
+def _share(energy: Tensor, weight: Tensor, slot: Slot) -> Tensor:
+    if not len(energy):
+        energy = weight.detach().movedim(slot.axis, 0).flatten(1).square().sum(1).double().cpu()
+    return energy[slot.positions].sum(1) / energy.sum().clamp_min(1e-12)
+
+
+def per_cost(scores: Tensor, budget: Budget, size: SizeModel) -> Tensor:
+    """`scores`, shape (units,), over what the removal of a unit's group saves, per unit."""
+    savings = []
+    for group in size.graph.groups:
+        without = torch.cat([torch.full((other.units,), float(other is not group)) for other in size.graph.groups])
+        savings.append(torch.full((group.units,), (1 - float(budget.cost(size, without))) / group.units))
+    return scores / torch.cat(savings).double().clamp_min(1e-12)
 
 
 def as_logits(scores: Tensor) -> Tensor:

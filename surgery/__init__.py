@@ -1,6 +1,6 @@
 """Structured surgery: find the channels that live or die together, cut them out, prove that nothing else changed."""
 
-from surgery.capture import ExampleInputs, evaluating
+from surgery.capture import ExampleInputs, as_call, evaluating
 from surgery.check import check_equal
 from surgery.cut import Receipt, cut, mask
 from surgery.errors import BadFile, BadKeep, CaptureFailed, FinderFailed, NotCopied, NotEqual, SurgeryError
@@ -27,6 +27,7 @@ __all__ = [
     "SizeModel",
     "Slot",
     "SurgeryError",
+    "as_call",
     "check_equal",
     "cut",
     "evaluating",

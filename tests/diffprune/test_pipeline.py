@@ -15,7 +15,7 @@ import surgery
 from diffprune import Budget, HardConcrete, Recipe, Result, compress
 from diffprune.budget import land
 from diffprune.errors import BadBudget, BadData, BudgetUnreachable, NothingToCut, TrainingDiverged
-from diffprune.score import magnitude
+from diffprune.score import contribution, per_cost
 from diffprune.training import endless, fit_
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -135,7 +135,8 @@ def check(result: Result, parent: nn.Module, val: Batches) -> dict[str, Any]:
 
 def test_half_the_macs(result: Result, parent: nn.Module, val: Batches) -> None:
     report = check(result, parent, val)
-    assert 0.49 <= report["budget"]["reached"] <= 0.5
+    assert report["budget"]["reached"] <= 0.5
+    assert report["budget"]["reached"] >= 0.49 or "no further step" in report["budget"]["note"]
     assert report["accuracy"]["dense"] > 0.9
     assert report["accuracy"]["pruned"] > report["accuracy"]["dense"] - 0.05
     assert all(keep.any() and not keep.all() for keep in result.keep.values())
@@ -150,7 +151,7 @@ def test_the_report_holds_every_number(result: Result) -> None:
     assert report["macs"].keys() == report["params"].keys() == {"dense", "pruned"}
     assert (report["budget"]["kind"], report["budget"]["asked"], report["budget"]["round_to"]) == ("macs", 0.5, 1)
     training = report["training"]
-    assert (training["steps"], training["search_steps"], training["seed"]) == (32, 5, 0)
+    assert (training["steps"], training["search_steps"], training["seed"]) == (32, 2, 0)
     assert (training["gate"], training["device"], training["frozen_params"]) == ("diffprune", "cpu", 0)
     assert training["lr"] == Recipe().lr
     assert report["seconds"] > 0
@@ -171,7 +172,7 @@ def test_the_macs_of_a_group_by_hand(result: Result) -> None:
 
 def test_every_step_and_stage_is_told(result: Result, events: list[dict[str, Any]]) -> None:
     phases = [event["phase"] for event in events]
-    assert phases == ["dense", *["search"] * 5, "cut", "recalibrate", *["recover"] * 27, "done"]
+    assert phases == ["dense", *["search"] * 2, "cut", "recalibrate", *["recover"] * 30, "done"]
     assert [event["step"] for event in events if "step" in event] == list(range(1, 33))
     stages = {event["phase"]: event["accuracy"] for event in events if "accuracy" in event}
     assert list(stages.values()) == [v for k, v in result.report["accuracy"].items() if k != "examples"]
@@ -204,13 +205,14 @@ def test_the_seed_decides(parent: nn.Module, val: Batches) -> None:
     assert not same(first, run(2))
 
 
-def test_no_epochs_select_by_magnitude_and_recalibrate(parent: nn.Module, train: Batches, val: Batches) -> None:
+def test_no_epochs_select_by_contribution_and_recalibrate(parent: nn.Module, train: Batches, val: Batches) -> None:
     model = compress(parent, train, val, budget=Budget(macs=0.5), epochs=0)
     report = check(model, parent, val)
     assert report["training"]["steps"] == report["training"]["search_steps"] == 0
     assert report["accuracy"]["pruned"] == report["accuracy"]["after_recalibration"]
     graph = surgery.trace(parent, train[0][0])
-    best = land(Budget(macs=0.5), surgery.SizeModel(graph), magnitude(parent, graph))
+    size = surgery.SizeModel(graph)
+    best = land(Budget(macs=0.5), size, per_cost(contribution(parent, graph, train[0][0]), Budget(macs=0.5), size))
     assert torch.equal(surgery.SizeModel(graph).flat(model.keep), best.flat)
     kept = model.keep["a"].nonzero().squeeze(1)
     source = parent.get_parameter("a.weight")[kept][:, model.keep["stem.0"]]
@@ -325,9 +327,10 @@ class Spoiled:
 @pytest.mark.parametrize(
     ("at", "error", "words"),
     [
-        (0, TrainingDiverged, "the loss is nan at step 0 of the search phase"),
-        (1, BadData, "statistics .* not finite"),
-        (2, TrainingDiverged, "the loss is nan at step 8 of the recover phase"),
+        (0, BadData, "computes values that are not finite"),
+        (1, TrainingDiverged, "the loss is nan at step 0 of the search phase"),
+        (2, BadData, "statistics .* not finite"),
+        (3, TrainingDiverged, "the loss is nan at step 8 of the recover phase"),
     ],
 )
 def test_data_that_is_no_number_stops_the_run(
