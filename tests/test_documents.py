@@ -61,7 +61,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _quick(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(newcomer)
     monkeypatch.setitem(diffprune.models.DIGITS, "resnet18", narrow)
-    monkeypatch.setattr("diffprune.run.MEASURE_SECONDS", 0.5)
+    monkeypatch.setattr("diffprune.shipping.MEASURE_SECONDS", 0.5)
 
 
 def test_there_is_something_to_run() -> None:
