@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test clean
 
 demo: .venv/ready
 	$(BIN)/diffprune demo

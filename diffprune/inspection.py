@@ -61,7 +61,7 @@ def _groups(size: surgery.SizeModel) -> Table:
     drawn = table("group", "kind", "units", "MACs", "parameters", right=range(2, 5))
     dense = size.dense
     for group in size.graph.groups:
-        rest = torch.cat([torch.full((g.units,), float(g is not group)) for g in size.graph.groups])
+        rest = size.without(group)
         gone = 1 - float(size.macs(rest)) / dense.macs, 1 - float(size.params(rest)) / dense.params
         add_row(drawn, group.name, group.kind, count(group.units), *(f"{100 * share:.1f} %" for share in gone))
     return drawn

@@ -178,14 +178,13 @@ def _groups(size: surgery.SizeModel, keep: dict[str, Tensor]) -> list[dict[str, 
     whole = size.dense.macs
     rows = []
     for group in size.graph.groups:
-        alone = torch.cat([torch.full((g.units,), float(g is not group)) for g in size.graph.groups])
         rows.append(
             {
                 "name": group.name,
                 "kind": group.kind,
                 "units": group.units,
                 "kept": int(keep[group.name].sum()),
-                "macs_share": 1 - float(size.macs(alone)) / whole,
+                "macs_share": 1 - float(size.macs(size.without(group))) / whole,
             }
         )
     return rows

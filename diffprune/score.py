@@ -63,8 +63,8 @@ def per_cost(scores: Tensor, budget: Budget, size: SizeModel) -> Tensor:
     """`scores`, shape (units,), over what the removal of a unit's group saves, per unit."""
     savings = []
     for group in size.graph.groups:
-        without = torch.cat([torch.full((other.units,), float(other is not group)) for other in size.graph.groups])
-        savings.append(torch.full((group.units,), (1 - float(budget.cost(size, without))) / group.units))
+        saved = 1 - float(budget.cost(size, size.without(group)))
+        savings.append(torch.full((group.units,), saved / group.units))
     return scores / torch.cat(savings).double().clamp_min(1e-12)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surgery.graph import ChannelGraph, Keep
+from surgery.graph import ChannelGraph, ChannelGroup, Keep
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class SizeModel:
         """A keep as one boolean vector, shape (units,)."""
         full = self.graph.complete(keep)
         return torch.cat([full[g.name] for g in self.graph.groups]) if full else torch.empty(0, dtype=torch.bool)
+
+    def without(self, group: ChannelGroup) -> Tensor:
+        """Everything open but `group`, shape (units,): what its removal alone would leave."""
+        return torch.cat([torch.full((g.units,), float(g is not group)) for g in self.graph.groups])
 
     def keep(self, flat: Tensor) -> dict[str, Tensor]:
         """A boolean vector of shape (units,) as a keep."""
