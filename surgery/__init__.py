@@ -3,7 +3,7 @@
 from surgery.capture import ExampleInputs, as_call, evaluating
 from surgery.check import check_equal
 from surgery.cut import Receipt, cut, mask
-from surgery.errors import BadFile, BadKeep, CaptureFailed, FinderFailed, NotCopied, NotEqual, SurgeryError
+from surgery.errors import BadFile, BadKeep, CaptureFailed, FinderFailed, NotCopied, NotEqual, NotFollowed, SurgeryError
 from surgery.finder import trace
 from surgery.graph import ChannelGraph, ChannelGroup, Keep, Layer, Pinned, Slot
 from surgery.size import Size, SizeModel
@@ -21,6 +21,7 @@ __all__ = [
     "Layer",
     "NotCopied",
     "NotEqual",
+    "NotFollowed",
     "Pinned",
     "Receipt",
     "Size",

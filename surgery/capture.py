@@ -1,32 +1,33 @@
-"""Turning a network into a graph of ATen operators whose parameters carry their qualified names."""
+"""Listening to a forward: every ATen operator of an eager run, before autograd and decomposition, with its place.
+
+The operators are those that torch.export captures (linear, batch_norm, matmul stay whole), at a tenth of its time:
+nothing is compiled, the network just runs once. All private interfaces of torch that surgery uses are in this file.
+"""
 
 import contextlib
-import io
-import logging
+import functools
 import os
+import sys
 import sysconfig
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from surgery.errors import CaptureFailed
+from surgery.errors import CaptureFailed, SurgeryError
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, positional inputs, or keyword inputs."""
 
-
-@dataclass(frozen=True)
-class Captured:
-    """`states` gives the qualified name behind a placeholder, `inputs` the placeholders of the user's own inputs."""
-
-    graph: fx.GraphModule
-    states: Mapping[str, str]
-    inputs: tuple[str, ...]
-    batch: int
+NODE_LIMIT = 50_000
+SECONDS_LIMIT = 120.0
 
 
 def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -41,14 +42,20 @@ def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, A
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Eval mode inside; every submodule's own mode afterwards."""
+    with _mode(False, *models):
+        yield
+
+
+@contextlib.contextmanager
+def _mode(training: bool, *models: nn.Module) -> Iterator[None]:
     before = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
-            model.eval()
+            model.train(training)
         yield
     finally:
-        for module, training in before:
-            module.training = training
+        for module, was in before:
+            module.training = was
 
 
 @contextlib.contextmanager
@@ -59,47 +66,130 @@ def own_random_state(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def capture(model: nn.Module, example_inputs: ExampleInputs) -> Captured:
-    """The graph of `model` in eval mode, by torch.export. Raises CaptureFailed with the exporter's own reason."""
+@contextlib.contextmanager
+def own_buffers(model: nn.Module) -> Iterator[None]:
+    """Buffers that the forward counts or averages in have their values again afterwards."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+class Listener:
+    """What `listen` tells of a run. `stack` holds the names of the modules that are running, innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[str] = []
+
+    def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """After an operator ran."""
+
+    def entered(self, arguments: Any) -> None:
+        """Before the forward of the module `stack[-1]`."""
+
+    def left(self, output: Any) -> None:
+        """After the forward of the module `stack[-1]`."""
+
+    def became_python(self, tensor: Tensor, func: str) -> None:
+        """The forward turns a tensor into python or numpy values, which nobody can follow."""
+
+
+def listen(model: nn.Module, example_inputs: ExampleInputs, listener: Listener, *, training: bool = False) -> Any:
+    """Run `model` on `example_inputs`, tell `listener` all that happens, return the output. The model is unchanged.
+
+    Raises CaptureFailed if the forward raises, and beyond NODE_LIMIT operators or SECONDS_LIMIT seconds.
+    """
     args, kwargs = as_call(example_inputs)
     try:
-        with evaluating(model), own_random_state(model), _quiet():
-            program = torch.export.export(model, args, kwargs, strict=False)
-            module = program.graph_module
+        with (
+            _mode(training, model), own_random_state(model), own_buffers(model), torch.no_grad(),
+            _module_stack(model, listener), _PythonValues(listener), enable_python_dispatcher(), _Operators(listener),
+        ):
+            return model(*args, **kwargs)
+    except (SurgeryError, Restart):
+        raise
     except Exception as error:
         raise CaptureFailed(
-            f"torch.export could not capture {type(model).__name__}: {_first_line(error)}",
+            f"the forward of {type(model).__name__} does not run: {_first_line(error)}",
             at=_source_line(error),
             effect="no graph; the model is unchanged",
-            fix="make the forward a fixed sequence of tensor operations: move data-dependent branches and python "
-            "numbers taken from tensors outside, and trace the part that is left",
+            fix="give example inputs with which the model runs in eval mode",
         ) from error
-    signature = program.graph_signature
-    states = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()]
-    return Captured(
-        graph=module,
-        states=states,
-        inputs=tuple(str(name) for name in signature.user_inputs),
-        batch=tensors[0].shape[0] if tensors else 1,
-    )
+
+
+class Restart(Exception):
+    """A listener has learnt something that it needs from the start of the run."""
+
+
+class _Operators(SchemaCheckMode):
+    """The only kind of mode that torch lets users put before autograd; of its own checks nothing is left."""
+
+    def __init__(self, listener: Listener) -> None:
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # type: ignore[attr-defined]
+        self.listener, self.count = listener, 0
+        self.deadline = time.monotonic() + SECONDS_LIMIT
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count += 1
+        if self.count > NODE_LIMIT:
+            raise _too_large(f"more than {NODE_LIMIT} operators")
+        if time.monotonic() > self.deadline:
+            raise _too_large(f"not finished after {SECONDS_LIMIT:.0f} s")
+        self.listener.operator(func, args, kwargs or {}, result)
+        return result
+
+
+class _PythonValues(TorchFunctionMode):
+    """The ways out of torch that are no operators."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self.listener = listener
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("tolist", "numpy", "__array__") and isinstance(args[0], Tensor):
+            self.listener.became_python(args[0], func.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, log and listing of a graph that it gives up: its exception says it all."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+def _module_stack(model: nn.Module, listener: Listener) -> Iterator[None]:
+    names: dict[nn.Module, str] = {}
+    for name, module in model.named_modules():
+        names.setdefault(module, name)
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if module in names:
+            listener.stack.append(names[module])
+            listener.entered(args)
+
+    def leave(module: nn.Module, _: Any, output: Any) -> None:
+        if module in names and listener.stack:
+            listener.left(output)
+            listener.stack.pop()
+
+    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.disable(before)
+        listener.stack.clear()
+        for hook in hooks:
+            hook.remove()
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def source_line() -> str:
+    """The line of the network's code that is running."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if not _foreign(code.co_filename):
+            return f"{code.co_qualname}, line {frame.f_lineno} of {os.path.basename(code.co_filename)}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "the forward of the model"
 
 
 def _source_line(error: Exception) -> str:
@@ -113,6 +203,21 @@ def _source_line(error: Exception) -> str:
     return place
 
 
+@functools.cache
 def _foreign(file: str) -> bool:
+    ours = file.startswith(os.path.dirname(__file__)) and os.path.basename(file) != "twins.py"
     library = file.startswith(sysconfig.get_path("stdlib")) and "site-packages" not in file
-    return library or file == "<string>" or file.startswith((*torch.__path__, os.path.dirname(__file__)))
+    return ours or library or file.startswith(("<", *torch.__path__))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _too_large(fact: str) -> CaptureFailed:
+    return CaptureFailed(
+        f"the trace was given up: {fact}",
+        at="surgery.trace",
+        effect="no graph; the model is unchanged",
+        fix="trace the part of the network that is to be cut",
+    )

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from surgery.errors import NotCopied
 from surgery.graph import ChannelGraph, Keep
+from surgery.norms import gate_norm_, norm_units
+from surgery.twins import twin_
 
 RECEIPT = "surgery_receipt"
 """The attribute of a cut network that holds its Receipt."""
@@ -17,24 +19,46 @@ RECEIPT = "surgery_receipt"
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a cut left, per tensor: its dense shape and, per axis, the dense indices that were kept."""
+    """What a cut left: per tensor its dense shape and, per axis, the dense indices that were kept; and new sizes.
+
+    `sizes` gives what modules remember now, by qualified name of the attribute. The channels that a buffer of indices
+    counts are listed as one more tensor, its name followed by SOURCE.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+SOURCE = ":source"
+"""Added to the name of a buffer of indices: the channels that these count."""
 
 
 def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
-    """A copy of `model` in which every reader reads closed units as zero. Shapes stay. Raises BadKeep."""
+    """A copy of `model` in which every reader reads closed units as zero and no norm counts them. Shapes stay.
+
+    Raises BadKeep.
+    """
     full = graph.complete(keep)
     masked = copied(model)
-    tensors = dict(masked.named_parameters())
+    mask_(masked, graph, full)
+    return masked
+
+
+def mask_(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, Tensor]) -> None:
+    """`mask` in place. `keep` must be complete."""
+    tensors = dict(model.named_parameters())
     with torch.no_grad():
         for group in graph.groups:
-            closed = ~full[group.name]
+            closed = ~keep[group.name]
             for slot in group.readers:
                 weight = tensors[slot.tensor]
                 weight.index_fill_(slot.axis, slot.positions[closed].reshape(-1).to(weight.device), 0)
-    return masked
+    flat = torch.cat([*(keep[g.name] for g in graph.groups), torch.ones(1, dtype=torch.bool)])
+    device = next((p.device for p in model.parameters()), None)
+    for name, units in norm_units(graph).items():
+        if not flat[units].all():
+            gate_norm_(model.get_submodule(name), flat[units].float().to(device))
 
 
 def cut(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
@@ -43,21 +67,27 @@ def cut(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     Each tensor is sliced once. dtype, device, memory format, mode, requires_grad, tied weights and hooks are kept;
     gradients are not. The result carries a Receipt for `surgery.save`.
     """
-    alive = graph.kept(graph.complete(keep))
+    return cut_to(model, graph, graph.checked(keep)[1])
+
+
+def cut_to(model: nn.Module, graph: ChannelGraph, alive: Mapping[tuple[str, int], Tensor]) -> nn.Module:
+    """`cut` to what survives along each axis."""
     kept: dict[str, dict[int, Tensor]] = {}
     for (tensor, axis), flags in alive.items():
         if not flags.all():
             kept.setdefault(tensor, {})[axis] = flags.nonzero().squeeze(1)
-    small = copied(model)
-    slice_(small, kept)
-    setattr(small, RECEIPT, _compose(getattr(model, RECEIPT, None), model, kept))
+    sizes = {name: len(axes[0]) for name, axes in kept.items() if name in graph.sizes and not name.endswith(SOURCE)}
+    small = rebuilt(model, {name: axes for name, axes in kept.items() if name not in sizes}, sizes)
+    dense = {**graph.shapes, **graph.buffers, **{name: (n,) for name, n in graph.sizes.items()}}
+    receipt = _compose(getattr(model, RECEIPT, None), {n: dense[n] for n in kept if n not in sizes}, kept, sizes)
+    setattr(small, RECEIPT, receipt)
     return small
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy. Raises NotCopied."""
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, with the objects of `memo` (by id) in place of the old. Raises NotCopied."""
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo or {})
     except Exception as error:
         raise NotCopied(
             f"{type(model).__name__} cannot be copied: {str(error).splitlines()[0] if str(error) else error!r}",
@@ -67,22 +97,64 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def slice_(model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> None:
-    """Keep only the given indices of each named tensor, in place, and set the sizes that layers remember."""
+def rebuilt(model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], sizes: Mapping[str, int]) -> nn.Module:
+    """A copy of `model` with only the given indices of each named tensor, and these sizes.
+
+    The smaller tensors take the places of the old ones while the copy is made, wherever the network refers to them.
+    """
     tensors = states(model)
-    touched = set()
-    for name, axes in kept.items():
+    memo: dict[int, Any] = {}
+    for name in kept.keys() & tensors.keys():
         old = tensors[name]
-        new = old.detach()
-        for axis, index in axes.items():
-            new = new.index_select(axis, index.to(new.device))
-        if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
-            new = new.contiguous(memory_format=torch.channels_last)
-        touched |= replace_(model, old, new)
-    for module in touched:
-        for kind, resize in RESIZE.items():
-            if isinstance(module, kind):
-                resize(module)
+        new = _sliced(old, kept[name])
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+            new.__dict__.update(old.__dict__)
+        memo[id(old)] = new
+    small = copied(model, memo)
+    originals = dict(model.named_modules(remove_duplicate=False))
+    changed = {name.rpartition(".")[0] for name in (*kept, *sizes)}
+    for name, module in small.named_modules():
+        if any(owner == name or not name or owner.startswith(f"{name}.") for owner in changed):
+            twin_(module, originals[name])
+    _slice_orders(small, kept, tensors)
+    for name, value in sizes.items():
+        owner, _, attribute = name.rpartition(".")
+        module = small.get_submodule(owner)
+        was = getattr(module, attribute)
+        setattr(module, attribute, type(was)([value]) if isinstance(was, tuple | list) else value)
+    for name in changed:
+        _remember_sizes(small.get_submodule(name) if name in originals else small)
+    return small
+
+
+def _sliced(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    new = tensor.detach()
+    for axis, index in axes.items():
+        new = new.index_select(axis, index.to(new.device))
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        new = new.contiguous(memory_format=torch.channels_last)
+    return new
+
+
+def _slice_orders(small: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], sliced: Mapping[str, Tensor]) -> None:
+    """Buffers of indices: those of twins are sliced here, and all count the channels that are left."""
+    buffers = dict(small.named_buffers())
+    for name, axes in kept.items():
+        owner, _, attribute = name.rpartition(".")
+        if name in buffers and name not in sliced:
+            buffers[name] = _sliced(buffers[name], axes)
+            small.get_submodule(owner).register_buffer(attribute, buffers[name])
+    for name, axes in kept.items():
+        if name.endswith(SOURCE):
+            order = buffers[name.removesuffix(SOURCE)]
+            order.copy_(torch.searchsorted(axes[0].to(order.device), order))
+
+
+def _remember_sizes(module: nn.Module) -> None:
+    for kind, resize in RESIZE.items():
+        if isinstance(module, kind):
+            resize(module)
 
 
 def states(model: nn.Module) -> dict[str, Tensor]:
@@ -90,32 +162,22 @@ def states(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def replace_(model: nn.Module, old: Tensor, new: Tensor) -> set[nn.Module]:
-    """Put `new` wherever `old` is registered (tied weights: everywhere); returns the modules that changed."""
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    touched = set()
-    for module in model.modules():
-        for registry in (module._parameters, module._buffers):
-            for key, value in registry.items():
-                if value is old:
-                    registry[key] = new  # type: ignore[assignment]
-                    touched.add(module)
-    return touched
-
-
-def _compose(before: Receipt | None, model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]]) -> Receipt:
+def _compose(
+    before: Receipt | None,
+    dense: Mapping[str, tuple[int, ...]],
+    kept: Mapping[str, Mapping[int, Tensor]],
+    sizes: Mapping[str, int],
+) -> Receipt:
     """The receipt of cutting again: indices always count in the dense network."""
     shapes = dict(before.shapes) if before else {}
     indices = {name: dict(axes) for name, axes in before.kept.items()} if before else {}
-    tensors = states(model)
-    for name, axes in kept.items():
-        shapes.setdefault(name, tuple(tensors[name].shape))
+    for name, shape in dense.items():
+        shapes.setdefault(name, shape)
         known = indices.setdefault(name, {})
-        for axis, index in axes.items():
+        for axis, index in kept[name].items():
             old = known.get(axis)
             known[axis] = tuple(index.tolist() if old is None else (old[i] for i in index.tolist()))
-    return Receipt(shapes, indices)
+    return Receipt(shapes, indices, {**(before.sizes if before else {}), **sizes})
 
 
 def _resize_conv(conv: Any) -> None:
@@ -148,6 +210,10 @@ def _resize_embedding(embedding: Any) -> None:
     embedding.embedding_dim = embedding.weight.shape[1]
 
 
+def _resize_rnn(rnn: Any) -> None:
+    rnn.flatten_parameters()
+
+
 RESIZE: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.Conv1d: _resize_conv,
     nn.Conv2d: _resize_conv,
@@ -159,5 +225,6 @@ RESIZE: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.modules.batchnorm._NormBase: _resize_norm,
     nn.PReLU: _resize_prelu,
     nn.Embedding: _resize_embedding,
+    nn.RNNBase: _resize_rnn,
 }
 """Layers that remember a size: how to read it off their weights again."""

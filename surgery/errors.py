@@ -12,6 +12,10 @@ class CaptureFailed(SurgeryError):
     """The network could not be turned into a graph of operators."""
 
 
+class NotFollowed(SurgeryError, RuntimeError):
+    """A network of which no cut could be proven exact."""
+
+
 class FinderFailed(SurgeryError, RuntimeError):
     """The second finder raised, did not end, or found groups that cannot be cut exactly."""
 

@@ -1,43 +1,43 @@
-"""`trace`: from a network to its channel graph, with every doubt proven or pinned."""
+"""`trace`: from a network to its channel graph, proven on a network that was really cut."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from surgery.capture import Captured, ExampleInputs, capture
+from surgery.capture import ExampleInputs
 from surgery.check import check_equal
-from surgery.cut import cut, mask
-from surgery.errors import NotEqual, SurgeryError
+from surgery.cut import copied, cut_to, mask_
+from surgery.doubts import Settled, Supposition, ranks, settle
+from surgery.errors import NotEqual, NotFollowed, SurgeryError
 from surgery.graph import ChannelGraph
-from surgery.observe import Axis, Observed, observe
+from surgery.names import dense, distinct, relabelled
+from surgery.observe import observe
+from surgery.observed import Axis, Observed
+from surgery.twins import twinned
 from surgery.units import AxisKey, build, resolve
 
 FINDERS = ("names", "torch-pruning")
+ROUNDS = 40
+"""Cut networks are tried out at most this often before a trace is given up."""
 
 
 def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "names") -> ChannelGraph:
     """Which channels of `model` live or die together, and which are pinned and why.
 
     `example_inputs` is what the forward takes: a tensor, a tuple of positional or a mapping of keyword inputs; shapes
-    and the path taken through the forward are those of the example. `finder` is "names" (default: runs the captured
-    network on channel names) or "torch-pruning" (its DependencyGraph, as a second opinion). The model is unchanged.
-    Raises CaptureFailed.
+    and the path taken through the forward are those of the example. `finder` is "names" (default: runs the network
+    once on the names of its channels) or "torch-pruning" (its DependencyGraph, as a second opinion). The model is
+    unchanged. Before the graph is returned, a third of all units is cut out of a copy: the copy must read the same
+    names everywhere and compute what the masked network does; what fails is pinned with that reason.
+    Raises CaptureFailed, NotFollowed.
     """
     if finder not in FINDERS:
         raise ValueError(f"finder is one of {', '.join(FINDERS)}; got {finder!r}")
-    captured = capture(model, example_inputs)
-    seen, graph = _graph(captured, model, {})
-
-    def failure(doubts: list[str]) -> str | None:
-        return _disproof(model, example_inputs, seen, graph, doubts)
-
-    doubts = _doubts(seen, graph)
-    together = failure(doubts) if doubts else None
-    if together:
-        alone = {doubt: failure([doubt]) for doubt in doubts} if len(doubts) > 1 else {}
-        guilty = {doubt: text for doubt, text in alone.items() if text} or dict.fromkeys(doubts, together)
-        seen, graph = _graph(captured, model, {doubt: f"{doubt}: {text}" for doubt, text in guilty.items()})
+    with twinned(model):
+        seen = observe(model, example_inputs)
+        graph = _Search(model, example_inputs, seen).run()
     if finder == "torch-pruning":
         from surgery.second_finder import second_graph
 
@@ -45,71 +45,155 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "nam
     return graph
 
 
-def _graph(captured: Captured, model: nn.Module, pins: dict[str, str]) -> tuple[Observed, ChannelGraph]:
-    seen = observe(captured, model, pins)
-    axes, reasons = resolve(seen)
+@dataclass
+class _Attempt:
+    """A graph under suppositions, and which lines of code each group depends on."""
+
+    settled: Settled
+    graph: ChannelGraph
+    doubted: Mapping[str, frozenset[str]]
+
+
+class _Search:
+    """Suppose, prove, and where the proof fails suppose something else of the lines to blame, or pin them."""
+
+    def __init__(self, model: nn.Module, example_inputs: ExampleInputs, seen: Observed) -> None:
+        self.model, self.example, self.seen = model, example_inputs, seen
+        self.suppositions: dict[str, Supposition] = {}
+        self.pins: dict[str, str] = {}
+        self.limit: dict[str, int] = {}
+        for doubt in seen.doubts:
+            self.limit[doubt.key] = max(self.limit.get(doubt.key, 1), ranks(doubt))
+
+    def run(self) -> ChannelGraph:
+        for _ in range(ROUNDS):
+            attempt = self._attempt()
+            failure = self._disproof(attempt, attempt.doubted)
+            if failure is None:
+                return attempt.graph
+            for keys, reason in self._blame(attempt, failure).items():
+                self._reconsider(keys, reason)
+        raise NotFollowed(
+            f"no cut of {type(self.model).__name__} could be shown to be exact: {failure}",
+            at="surgery.trace",
+            effect="no graph; the model is unchanged",
+            fix="trace the parts of the network one by one to find the one that cannot be cut",
+        )
+
+    def _attempt(self) -> _Attempt:
+        settled = settle(self.seen, self.model, self.suppositions, self.pins)
+        axes, reasons = resolve(self.seen, settled.names, settled.label)
+        inputs = {name: int(settled.label[channel]) for name, channel in self.seen.inputs.items()}
+        graph = build({**axes, **settled.sizes}, reasons, self.seen.layers, self.model, inputs, self.seen.unseen)
+        return _Attempt(settled, graph, self._doubted(settled.label, {**axes, **settled.sizes}, graph))
+
+    def _doubted(
+        self, label: Tensor, axes: Mapping[AxisKey, Axis], graph: ChannelGraph
+    ) -> dict[str, frozenset[str]]:
+        """Per group the keys of the doubts that concern it."""
+        owner = torch.full((len(label) + 1,), -1)
+        for i, group in enumerate(graph.groups):
+            slot = group.slots[0]
+            owner[axes[slot.tensor, slot.axis].names[slot.positions[:, 0]]] = i
+        found: dict[int, set[str]] = {}
+        for doubt in self.seen.doubts:
+            for i in owner[dense(relabelled(label, doubt.names))].unique().tolist():
+                found.setdefault(i, set()).add(doubt.key)
+        return {group.name: frozenset(found.get(i, ())) for i, group in enumerate(graph.groups)}
+
+    def _blame(self, attempt: _Attempt, together: str) -> dict[frozenset[str], str]:
+        """Sets of lines whose groups fail on their own, with the reason; all of them, if none does."""
+        sets = {keys for keys in attempt.doubted.values() if keys}
+        if len(sets) > 1:
+            alone = {keys: self._disproof(attempt, _with(attempt, keys)) for keys in sets}
+            guilty = {keys: reason for keys, reason in alone.items() if reason}
+            if guilty:
+                return guilty
+        return dict.fromkeys(sets, together)
+
+    def _reconsider(self, keys: frozenset[str], reason: str) -> None:
+        for key in keys:
+            now = self.suppositions.get(key, Supposition()).next()
+            if now.rank >= self.limit[key]:
+                self.pins[key] = reason
+            else:
+                self.suppositions[key] = now
+
+    def _disproof(self, attempt: _Attempt, groups: Iterable[str]) -> str | None:
+        """Cut a third of the units of `groups`; None if that is exact."""
+        graph = attempt.graph
+        keep = {name: _third(graph.by_name[name].units) for name in groups}
+        if not keep:
+            return None
+        try:
+            full, alive = graph.checked(keep)
+            probe = _without_constants(self.model)
+            small = cut_to(probe, graph, alive)
+            with twinned(small):
+                again = observe(small, self.example)
+        except SurgeryError as error:
+            return f"a cut network does not run ({str(error).splitlines()[0]})"
+        if again.outputs != self.seen.outputs:
+            return "a cut network has outputs of another shape"
+        if not _same_names(self.seen, again, alive):
+            return "a cut network reads other channels"
+        mask_(probe, graph, full)
+        return self._difference(probe, small)
+
+    def _difference(self, masked: nn.Module, small: nn.Module) -> str | None:
+        try:
+            check_equal(masked, small, self.example)
+        except NotEqual as error:
+            return f"a cut network could not be shown to compute the same ({str(error).splitlines()[0]})"
+        return None
+
+
+def _with(attempt: _Attempt, keys: frozenset[str]) -> list[str]:
+    return [name for name, doubted in attempt.doubted.items() if doubted == keys]
+
+
+def _third(units: int) -> Tensor:
+    """A keep without a random third of the units; of one unit nothing is left, of two one."""
+    keep = torch.ones(units, dtype=torch.bool)
+    order = torch.randperm(units, generator=torch.Generator().manual_seed(units))
+    keep[order[: max(1, units // 3)]] = False
+    return keep
+
+
+def _without_constants(model: nn.Module) -> nn.Module:
+    """A copy in which no parameter is constant: a head of zeros or a scale of 1e-6 would hide any error."""
+    probe = copied(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            if parameter.numel() > 1 and parameter.is_floating_point() and (parameter == parameter.flatten()[0]).all():
+                noise = torch.rand(parameter.shape, generator=generator) - 0.5
+                small = 1.0 if parameter.dim() < 2 else parameter[0].numel() ** -0.5
+                parameter.add_((noise * small).to(parameter))
+    return probe
+
+
+def _raw(seen: Observed) -> dict[AxisKey, Axis]:
+    """The classes along every axis by the ties of the run alone."""
     label = seen.names.classes()
-    inputs = {name: int(label[channel]) for name, channel in seen.inputs.items()}
-    return seen, build(axes, reasons, seen.layers, model, inputs)
+    return {key: Axis(axis.role, relabelled(label, axis.names)) for key, axis in seen.axes.items()}
 
 
-def _doubts(seen: Observed, graph: ChannelGraph) -> list[str]:
-    """The suspicions that concern free channels, each once."""
-    return [doubt for doubt in dict.fromkeys(text for _, text in seen.suspicions) if _suspects(seen, graph, [doubt])]
+def _same_names(before: Observed, after: Observed, alive: Mapping[AxisKey, Tensor]) -> bool:
+    """Is there a one-to-one map between the classes of both, valid on every axis?
 
-
-def _suspects(seen: Observed, graph: ChannelGraph, doubts: list[str]) -> dict[str, Tensor]:
-    """Per group, which units the suspicions concern."""
-    label = seen.names.classes()
-    accused = torch.cat([label[names[names >= 0]] for names, text in seen.suspicions if text in doubts])
-    found = {}
-    for group in graph.groups:
-        slot = group.slots[0]
-        classes = label[seen.axes[slot.tensor, slot.axis].names[slot.positions[:, 0]]]
-        hit = torch.isin(classes, accused)
-        if hit.any():
-            found[group.name] = hit
-    return found
-
-
-def _disproof(
-    model: nn.Module, example_inputs: ExampleInputs, seen: Observed, graph: ChannelGraph, doubts: list[str]
-) -> str | None:
-    """Cut every third accused unit: a new trace must see the same names, the network compute the same. None if so."""
-    keep = {}
-    for name, hit in _suspects(seen, graph, doubts).items():
-        accused = hit.nonzero().squeeze(1)
-        keep[name] = torch.ones(len(hit), dtype=torch.bool)
-        if len(hit) > 1:
-            keep[name][accused[1::3] if len(accused) > 1 else accused] = False
-    try:
-        small = cut(model, graph, keep)
-        again = observe(capture(small, example_inputs), small)
-    except SurgeryError as error:
-        return f"a cut network does not run ({str(error).splitlines()[0]})"
-    if again.outputs != seen.outputs:
-        return "a cut network has outputs of another shape"
-    before, after = resolve(seen)[0], resolve(again)[0]
-    alive = graph.kept(graph.complete(keep))
-    if not _same_names(before, after, alive):
-        return "a cut network reads other channels"
-    try:
-        check_equal(mask(model, graph, keep), small, example_inputs)
-    except NotEqual as error:
-        return f"a cut network could not be shown to compute the same ({str(error).splitlines()[0]})"
-    return None
-
-
-def _same_names(before: Mapping[AxisKey, Axis], after: Mapping[AxisKey, Axis], alive: Mapping[AxisKey, Tensor]) -> bool:
-    """Is there a one-to-one map between the classes of both, valid on every axis?"""
-    if before.keys() != after.keys():
+    A parameter used element by element may have a single long axis in one of them only; then it is no axis there.
+    """
+    dense_axes, small_axes = _raw(before), _raw(after)
+    free = before.elements.keys() | after.elements.keys()
+    if {tensor for tensor, _ in dense_axes.keys() ^ small_axes.keys()} - free:
         return False
     pairs = []
-    for key, axis in before.items():
-        old = axis.names[alive[key]] if key in alive else axis.names
-        new = after[key].names
+    for key in dense_axes.keys() & small_axes.keys():
+        old, new = dense_axes[key].names, small_axes[key].names
+        old = old[alive[key]] if key in alive else old
         if old.shape != new.shape:
             return False
         pairs.append(torch.stack((old, new)))
-    unique = torch.unique(torch.cat(pairs, dim=1), dim=1)
+    unique = distinct(torch.cat(pairs, dim=1))
     return bool(unique.shape[1] == len(unique[0].unique()) == len(unique[1].unique()))

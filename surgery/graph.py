@@ -20,6 +20,10 @@ class Slot:
     `role` is "write" (the axis a layer produces), "read" (the axis whose weights consume the channel: here it is gated)
     or "carry" (per-channel vectors in between: bias, normalisation, scale). `positions` has shape (units, k): unit u
     occupies the k indices `positions[u]`.
+
+    `tensor` may also be a size that a module remembers, such as `block.attention.num_heads`, seen as a vector of that
+    length: role "size", or "norm" where statistics are taken over these channels (so closed ones must be left out).
+    Role "order" is a buffer of indices, "source" the channels that these indices count.
     """
 
     tensor: str
@@ -30,7 +34,7 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Units that are cut along one gate vector. `kind` is "filter", "neuron" or, with several writers, "channel"."""
+    """Units that are cut along one gate vector. `kind` is "filter", "neuron", "head" or, with several writers, "channel"."""
 
     name: str
     kind: str
@@ -40,6 +44,11 @@ class ChannelGroup:
     @property
     def readers(self) -> tuple[Slot, ...]:
         return tuple(slot for slot in self.slots if slot.role == "read")
+
+    @property
+    def norms(self) -> tuple[Slot, ...]:
+        """Where statistics are taken over the channels."""
+        return tuple(slot for slot in self.slots if slot.role == "norm")
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,14 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
-    """What `surgery.trace` found. `shapes` holds every parameter, `buffers` those buffers that have slots."""
+    """What `surgery.trace` found. `shapes` holds every parameter, `buffers` and `sizes` those that have slots."""
 
     groups: tuple[ChannelGroup, ...]
     pinned: tuple[Pinned, ...]
     layers: tuple[Layer, ...]
     shapes: Mapping[str, tuple[int, ...]]
     buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def units(self) -> int:
@@ -78,8 +88,17 @@ class ChannelGraph:
     def by_name(self) -> Mapping[str, ChannelGroup]:
         return {group.name: group for group in self.groups}
 
+    def length(self, tensor: str, axis: int) -> int:
+        """How many channels lie along an axis, or how large a remembered size is."""
+        shape = self.shapes.get(tensor) or self.buffers.get(tensor) or (self.sizes[tensor],)
+        return shape[axis]
+
     def complete(self, keep: Keep) -> dict[str, Tensor]:
-        """`keep` checked against the graph, with an entry for every group.
+        """`keep` checked against the graph, with an entry for every group. Raises BadKeep as `checked` does."""
+        return self.checked(keep)[0]
+
+    def checked(self, keep: Keep) -> tuple[dict[str, Tensor], dict[tuple[str, int], Tensor]]:
+        """`keep` with an entry for every group; and per (tensor, axis) with slots which indices survive.
 
         Raises BadKeep for unknown groups, wrong shapes or types, and for a width that would be emptied.
         """
@@ -107,8 +126,9 @@ class ChannelGraph:
                     fix="give one boolean per unit",
                 )
             full[group.name] = given
-        self._refuse_emptied(full)
-        return full
+        alive = self.kept(full)
+        self._refuse_emptied(alive)
+        return full, alive
 
     def kept(self, keep: Keep) -> dict[tuple[str, int], Tensor]:
         """Per (tensor, axis) with slots, a boolean per index: does it survive? `keep` must be complete."""
@@ -116,13 +136,14 @@ class ChannelGraph:
         for group in self.groups:
             closed = ~keep[group.name]
             for slot in group.slots:
-                shape = self.shapes.get(slot.tensor) or self.buffers[slot.tensor]
-                mask = alive.setdefault((slot.tensor, slot.axis), torch.ones(shape[slot.axis], dtype=torch.bool))
-                mask[slot.positions[closed].reshape(-1)] = False
+                key = slot.tensor, slot.axis
+                if key not in alive:
+                    alive[key] = torch.ones(self.length(*key), dtype=torch.bool)
+                alive[key][slot.positions[closed]] = False
         return alive
 
-    def _refuse_emptied(self, keep: Keep) -> None:
-        for (tensor, axis), mask in self.kept(keep).items():
+    def _refuse_emptied(self, alive: Mapping[tuple[str, int], Tensor]) -> None:
+        for (tensor, axis), mask in alive.items():
             if not mask.any():
                 culprits = [g.name for g in self.groups if any((s.tensor, s.axis) == (tensor, axis) for s in g.slots)]
                 raise BadKeep(

@@ -21,6 +21,9 @@ class Names:
     edges: list[Tensor] = field(default_factory=list)
     pins: list[tuple[Tensor, str]] = field(default_factory=list)
 
+    def copy(self) -> "Names":
+        return Names(self.count, list(self.edges), list(self.pins))
+
     def fresh(self, n: int) -> Tensor:
         """`n` new names, shape (n,)."""
         self.count += n
@@ -31,7 +34,7 @@ class Names:
         pairs = torch.stack(torch.broadcast_tensors(dense(a), dense(b))).flatten(1)
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs != NEUTRAL).all(0)]
         if pairs.numel():
-            self.edges.append(pairs.unique(dim=1))
+            self.edges.append(distinct(pairs))
 
     def pin(self, names: Tensor, reason: str) -> None:
         """Forbid the removal of every channel in `names` (any shape)."""
@@ -63,10 +66,15 @@ class Names:
 
 def dense(names: Tensor) -> Tensor:
     """`names` without its expanded axes: each becomes size 1, no element is lost."""
-    for axis, stride in enumerate(names.stride()):
-        if stride == 0:
-            names = names.narrow(axis, 0, min(1, names.shape[axis]))
-    return names
+    return shortened(names, [axis for axis, stride in enumerate(names.stride()) if stride == 0])
+
+
+def shortened(names: Tensor, axes: Sequence[int]) -> Tensor:
+    """`names` cut down to the first index of `axes`."""
+    if not axes or not names.numel():
+        return names
+    sizes = [1 if axis in axes else n for axis, n in enumerate(names.shape)]
+    return names.as_strided(sizes, names.stride())
 
 
 def together(compute: Callable[..., Tensor], tensors: Sequence[Tensor], fixed: int | None = None) -> Tensor:
@@ -79,14 +87,36 @@ def together(compute: Callable[..., Tensor], tensors: Sequence[Tensor], fixed: i
         a for a in range(rank) if a != fixed and all(t.stride(a) == 0 or t.shape[a] == 1 for t in tensors)
         and len({t.shape[a] for t in tensors}) == 1
     ]
-    small = list(tensors)
-    for axis in spared:
-        small = [t.narrow(axis, 0, 1) for t in small]
-    result = compute(*small)
+    result = compute(*(shortened(t, spared) for t in tensors))
     return result.expand([tensors[0].shape[a] if a in spared else result.shape[a] for a in range(rank)])
+
+
+def distinct(pairs: Tensor) -> Tensor:
+    """The different columns of `pairs`, shape (2, n), values from NEUTRAL up."""
+    if pairs.shape[1] < 256:
+        return pairs.unique(dim=1)
+    base = int(pairs.max()) + 2
+    codes = torch.unique((pairs[0] + 1) * base + pairs[1] + 1)
+    return torch.stack((codes // base - 1, codes % base - 1))
+
+
+def relabelled(label: Tensor, names: Tensor) -> Tensor:
+    """The class of each name; NEUTRAL stays."""
+    small = dense(names)
+    return torch.where(small == NEUTRAL, NEUTRAL, label[small.clamp_min(0)]).expand(names.shape)
+
+
+def along(names: Tensor, axis: int) -> Tensor:
+    """The names along `axis`, shape (channels,), where they vary along no other."""
+    for other in range(names.dim()):
+        if other != axis:
+            names = names.narrow(other, 0, 1)
+    return names.reshape(-1)
 
 
 def varying(names: Tensor) -> list[int]:
     """The axes along which `names` is not constant."""
     small = dense(names)
-    return [a for a in range(names.dim()) if small.shape[a] > 1 and not (small == small.narrow(a, 0, 1)).all()]
+    if small.numel() <= 1:
+        return []
+    return [a for a, n in enumerate(small.shape) if n > 1 and not (small == shortened(small, [a])).all()]

@@ -1,186 +1,206 @@
-"""Running a captured network on the names of its channels."""
+"""Running a network on the names of its channels, beside its numbers."""
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from surgery.capture import Captured
+from surgery.capture import ExampleInputs, Listener, Restart, as_call, listen, source_line
 from surgery.errors import CaptureFailed
 from surgery.graph import Layer
-from surgery.names import NEUTRAL, Names, dense
-from surgery.operators import LAYERS, RULES, CannotFollow
+from surgery.names import NEUTRAL, dense, varying
+from surgery.observed import Axis, Doubt, Observed, State
+from surgery.operators import RULES, WEIGHTED, CannotFollow
 
-NODE_LIMIT = 50_000
-SECONDS_LIMIT = 120.0
-ELEMENT_LIMIT = 1 << 20
+ELEMENT_LIMIT = 1 << 22
 """Parameters used element by element are named per element up to this size; larger ones are pinned."""
 
-INLINED = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
-"""Higher-order operators that run a subgraph: at which argument it stands."""
 
+def observe(model: nn.Module, example_inputs: ExampleInputs) -> Observed:
+    """Run `model` on names, in eval mode; if layers are left over, in training mode too. Raises CaptureFailed.
 
-@dataclass(frozen=True)
-class State:
-    """A parameter or buffer of the network, by qualified name. Tied ones share the name of the first."""
-
-    name: str
-    shape: torch.Size
-
-    def numel(self) -> int:
-        return self.shape.numel()
-
-
-@dataclass
-class Axis:
-    """What a trace saw along one axis of a parameter: how it is used, and the name at each index."""
-
-    role: str
-    names: Tensor
-
-
-@dataclass
-class Observed:
-    """Everything a trace saw."""
-
-    names: Names = field(default_factory=Names)
-    axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
-    elements: dict[str, Tensor] = field(default_factory=dict)
-    opaque: dict[str, str] = field(default_factory=dict)
-    suspicions: list[tuple[Tensor, str]] = field(default_factory=list)
-    layers: dict[str, Layer] = field(default_factory=dict)
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: list[torch.Size] = field(default_factory=list)
-
-
-def observe(captured: Captured, model: nn.Module, pins: Mapping[str, str] | None = None) -> Observed:
-    """Run `captured` on names. Each suspicion whose text is in `pins` is pinned for the reason given there.
-
-    Raises CaptureFailed beyond NODE_LIMIT operators or SECONDS_LIMIT seconds.
+    A module whose forward decides by the values of tensors is a black box: all that passes through its own code is
+    pinned, the modules that it calls are followed each by itself.
     """
-    return _Run(captured, model, pins or {}).run()
+    boxes: dict[str, str] = {}
+    while True:
+        run = _Run(model, example_inputs, boxes)
+        try:
+            return run.run()
+        except _BlackBox as found:
+            boxes[found.module] = found.reason
 
 
-class _Run:
-    def __init__(self, captured: Captured, model: nn.Module, pins: Mapping[str, str]) -> None:
-        self.captured, self.model, self.pins = captured, model, pins
-        self.seen = Observed()
-        self.deadline = time.monotonic() + SECONDS_LIMIT
-        first: dict[int, str] = {}
-        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        self.canonical = {name: first.setdefault(id(tensor), name) for name, tensor in named}
+class _BlackBox(Restart):
+    def __init__(self, module: str, reason: str) -> None:
+        super().__init__(module)
+        self.module, self.reason = module, reason
+
+
+class _Run(Listener):
+    def __init__(self, model: nn.Module, example_inputs: ExampleInputs, boxes: Mapping[str, str]) -> None:
+        super().__init__()
+        self.model, self.example, self.boxes = model, example_inputs, boxes
+        self.seen, self.counting = Observed(), True
+        self.states = {id(state.value): state for state in _states(model)}
+        self.known: Any = WeakTensorKeyDictionary()
+        self.used: set[str] = set()
+        args, kwargs = as_call(example_inputs)
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()]
+        self.batch = tensors[0].shape[0] if tensors else 1
 
     def run(self) -> Observed:
-        module, values = self.captured.graph, []
-        for node in (n for n in module.graph.nodes if n.op == "placeholder"):
-            values.append(self._placeholder(node))
-        for result in self._subgraph(module, values):
-            if isinstance(result, Tensor):
-                self.seen.names.pin(result, "model output")
-                self.seen.outputs.append(result.shape)
-            elif isinstance(result, State):
-                self.seen.opaque[result.name] = "model output"
+        self._name_inputs()
+        self._finish(listen(self.model, self.example, self))
+        if self._unseen():
+            self.counting = False
+            try:
+                listen(self.model, self.example, self, training=True)
+            except CaptureFailed:
+                pass  # the layers stay unseen, and are listed as such
+        self.seen.unseen = self._unseen()
         return self.seen
 
-    def _placeholder(self, node: fx.Node) -> Any:
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor):
-            return value
-        if node.name in self.captured.states:
-            state = self.captured.states[node.name]
-            return State(self.canonical.get(state, state), value.shape)
-        if node.name not in self.captured.inputs:
-            return _expanded(NEUTRAL, value.shape)  # a tensor constant of the forward
-        name = self.seen.names.fresh(1)
-        self.seen.inputs[node.name] = name
-        self.seen.names.pin(name, "model input")
-        return name.view([1] * value.dim()).expand(value.shape)
+    def _name_inputs(self) -> None:
+        for path, leaf in torch.utils._pytree.tree_flatten_with_path(as_call(self.example))[0]:
+            if isinstance(leaf, Tensor):
+                name = self.seen.names.fresh(1)
+                self.seen.inputs[f"input {'.'.join(_step(step) for step in path[1:])}"] = name
+                self.seen.names.pin(name, "model input")
+                self.known[leaf] = name.view([1] * leaf.dim()).expand(leaf.shape)
 
-    def _subgraph(self, module: Any, values: list[Any]) -> list[Any]:
-        """Interpret one graph; returns its outputs as a flat list."""
-        env: dict[fx.Node, Any] = {}
-        nodes = list(module.graph.nodes)
-        if len(nodes) > NODE_LIMIT:
-            raise _too_large(f"{len(nodes)} operators; the limit is {NODE_LIMIT}")
-        arguments = iter(values)
-        for node in nodes:
-            if time.monotonic() > self.deadline:
-                raise _too_large(f"not finished after {SECONDS_LIMIT:.0f} s")
-            if node.op == "placeholder":
-                env[node] = next(arguments)
-            elif node.op == "get_attr":
-                env[node] = _attribute(module, str(node.target))
-            elif node.op == "call_function":
-                env[node] = self._call(node, env)
-            elif node.op == "output":
-                return _leaves(fx.node.map_arg(node.args, lambda n: env[n]))
-        return []
+    def _finish(self, output: Any) -> None:
+        for leaf in _tensors(output):
+            self.seen.outputs.append(leaf.shape)
+            state = self.states.get(id(leaf))
+            if state is not None:
+                self.seen.opaque[state.name] = "model output"
+            else:
+                self.seen.names.pin(self.names_of(leaf), "model output")
 
-    def _call(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-        args: Any = fx.node.map_arg(node.args, lambda n: env[n])
-        kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: env[n])
-        call = Call(self, node, dict(kwargs))
-        if call.name in INLINED:
-            at = INLINED[call.name]
-            return self._subgraph(args[at], list(args[at + 1 :]))
-        try:
-            rule = RULES.get(call.name)
-            if rule is None:
-                raise CannotFollow("has no rule")
-            operands, named = call.operands(LAYERS.get(rule), args, kwargs)
-            result = rule(call, *operands, **named)
-            call.check_mutation(operands, result)
-            return result
-        except CannotFollow as error:
-            reason = str(error)
-        except Exception as error:  # names that do not fit the rule: a use that it does not cover
-            reason = f"is used in a way that its rule does not cover ({type(error).__name__})"
-        return call.pin_everything(_leaves((args, kwargs)), f"{call.name} at {call.where} {reason}")
+    def _unseen(self) -> list[str]:
+        """Modules with parameters that no operator has met."""
+        owners = [n.rpartition(".")[0] for n, _ in self.model.named_parameters() if n not in self.used]
+        return list(dict.fromkeys(owners))
+
+    def names_of(self, tensor: Tensor) -> Tensor:
+        found: Tensor | None = self.known.get(tensor)
+        if found is None or found.shape != tensor.shape:
+            return _expanded(NEUTRAL, tensor.shape)
+        return found
+
+    # what happens
+
+    def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        call = Call(self, func, args, kwargs, result)
+        box = self.boxes.get(self.module)
+        if box is not None:
+            names = call.pin_everything(box)
+        else:
+            names = call.follow()
+        for tensor, name in zip(_tensors(result), _tensors(names), strict=True):
+            if id(tensor) not in self.states:
+                self.known[tensor] = name
+
+    def entered(self, arguments: Any) -> None:
+        if self.module in self.boxes:
+            self._pin(arguments, self.boxes[self.module])
+
+    def left(self, output: Any) -> None:
+        parent = self.stack[-2] if len(self.stack) > 1 else None
+        if parent in self.boxes:
+            self._pin(output, self.boxes[parent])
+
+    def became_python(self, tensor: Tensor, func: str) -> None:
+        if (dense(self.names_of(tensor)) != NEUTRAL).any() and self.module not in self.boxes:
+            raise _BlackBox(
+                self.module, f"{source_line()} decides by values ({func} of a tensor), so nothing it touches may change"
+            )
+
+    @property
+    def module(self) -> str:
+        return self.stack[-1] if self.stack else ""
+
+    def _pin(self, values: Any, reason: str) -> None:
+        for tensor in _tensors(values):
+            self.seen.names.pin(self.names_of(tensor), reason)
 
 
 class Call:
-    """One operator of the graph, as its rule sees it."""
+    """One operator of a run, as its rule sees it."""
 
-    def __init__(self, run: _Run, node: fx.Node, kwargs: Mapping[str, Any]) -> None:
-        self._run, self._node, self._kwargs = run, node, kwargs
+    def __init__(self, run: _Run, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        self._run, self._func, self._args, self._kwargs, self.result = run, func, args, kwargs, result
         self.names, self._seen = run.seen.names, run.seen
-        target: Any = node.target
-        schema = getattr(target, "_schema", None)
-        self.mutable = bool(schema is not None and schema.is_mutable)
-        full = schema.name.split("::")[-1] if schema is not None else getattr(target, "__name__", str(target))
-        self.name: str = full.removesuffix("_") if self.mutable else full
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        self.where: str = (stack[-1][0] if stack else "") or "the model's forward"
+        self.mutable = bool(func._schema.is_mutable)
+        full: str = func._schema.name.split("::")[-1]
+        self.name = full.removesuffix("_") if self.mutable else full
+        self.owner = run.module
+        self.where = self.owner or "the model's forward"
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the result; of the first one, if there are several."""
-        value = self._node.meta["val"]
-        shape: torch.Size = (value if isinstance(value, Tensor) else value[0]).shape
-        return shape
+        first: Tensor = self.result if isinstance(self.result, Tensor) else self.result[0]
+        return first.shape
 
     def keyword(self, name: str, default: Any) -> Any:
         return self._kwargs.get(name, default)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The operator itself, on names."""
-        target: Any = self._node.target
-        return target(*args, **kwargs)
+        return self._func(*args, **kwargs)
+
+    def follow(self) -> Any:
+        """The names of the result, by the operator's rule; pinned where there is none."""
+        rule = RULES.get(self.name)
+        try:
+            if rule is None:
+                raise CannotFollow("has no rule")
+            operands, named = self._operands(WEIGHTED.get(rule))
+            names = rule(self, *operands, **named)
+            self._check_mutation(operands, names)
+            self._check_shapes(names)
+            return names
+        except CannotFollow as error:
+            reason = str(error)
+        except Restart:
+            raise
+        except Exception as error:  # names that do not fit the rule: a use that it does not cover
+            reason = f"is used in a way that its rule does not cover ({type(error).__name__})"
+        return self.pin_everything(f"{self.name} at {self.where} {reason}")
 
     # values
 
-    def operands(self, data: int | None, args: tuple[Any, ...], kwargs: Any) -> tuple[tuple[Any, ...], Any]:
-        """Arguments with names in place of parameters: in argument `data` of a layer, everywhere if that is None."""
+    def _operands(self, data: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments with names in place of tensors; parameters stay States in a layer, except in argument `data`."""
 
-        def named(value: Any) -> Any:
-            return torch.utils._pytree.tree_map_only(State, self.element_names, value)
+        def convert(plain: Callable[[Any], Any], value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return plain(value)
+            return [convert(plain, v) for v in value] if isinstance(value, list | tuple) else value
 
-        if data is None:
-            return named(args), named(kwargs)
-        return (*args[:data], named(args[data]), *args[data + 1 :]), kwargs
+        keep, name = partial(convert, self._state_or_names), partial(convert, self._named)
+        args = tuple((keep if data is not None and i != data else name)(value) for i, value in enumerate(self._args))
+        return args, {k: (keep if data is not None else name)(v) for k, v in self._kwargs.items()}
+
+    def raw(self, index: int) -> Any:
+        """An argument as the network gave it."""
+        return self._args[index]
+
+    def _state_or_names(self, tensor: Tensor) -> Any:
+        state = self._run.states.get(id(tensor))
+        if state is None:
+            return self._run.names_of(tensor)
+        self._run.used.add(state.name)
+        return state
+
+    def _named(self, tensor: Tensor) -> Tensor:
+        value = self._state_or_names(tensor)
+        return self.element_names(value) if isinstance(value, State) else value
 
     def neutral(self) -> Tensor:
         return _expanded(NEUTRAL, self.shape)
@@ -200,7 +220,7 @@ class Call:
 
     def element_names(self, value: State) -> Tensor:
         """The names tensor of a parameter that is used as a plain operand: one name per element."""
-        if value.numel() <= 1:
+        if value.numel() <= 1 or not value.value.is_floating_point():
             return _expanded(NEUTRAL, value.shape)
         long = [a for a, n in enumerate(value.shape) if n > 1]
         if len(long) == 1:
@@ -219,7 +239,7 @@ class Call:
             raise CannotFollow("has a weight that is itself computed; bake parametrizations in before tracing")
         return value
 
-    def owner(self, weight: State) -> nn.Module:
+    def layer(self, weight: State) -> nn.Module:
         return self._run.model.get_submodule(weight.name.rpartition(".")[0])
 
     def read(self, weight: State, axis: int, names: Tensor) -> None:
@@ -229,26 +249,51 @@ class Call:
         return self._axis(weight, axis, "write", names)
 
     def carry(self, vector: Any, axis: int, names: Tensor) -> None:
-        if vector is not None:
-            self._axis(self.parameter(vector), axis, "carry", names)
+        if isinstance(vector, Tensor):
+            self.names.tie(vector, names)
+        elif vector is not None:
+            self._axis(vector, axis, "carry", names)
 
     def _axis(self, state: State, axis: int, role: str, names: Tensor | None = None) -> Tensor:
+        self._run.used.add(state.name)
+        return self._note((state.name, axis), state.shape[axis], role, names)
+
+    def size(self, attribute: str, names: Tensor, role: str = "size") -> None:
+        """The running module remembers the length of `names`, shape (channels,), in `attribute`.
+
+        With role "norm" it also takes statistics over these channels.
+        """
+        value = getattr(self._run.model.get_submodule(self.owner), attribute, None)
+        if value not in (len(names), (len(names),), [len(names)]):
+            raise CannotFollow(f"normalises {len(names)} channels outside of a norm layer")
+        self._note((f"{self.owner}.{attribute}", 0), len(names), role, names)
+
+    def order(self, index: Tensor, source: Tensor, result: Tensor) -> None:
+        """A buffer `index` takes the channels called `result`, in this order, from those called `source`."""
+        state = self._run.states.get(id(index))
+        if state is not None:
+            self._note((state.name, 0), len(result), "order", result)
+            self._note((f"{state.name}:source", 0), len(source), "source", source)
+
+    def _note(self, key: tuple[str, int], length: int, role: str, names: Tensor | None) -> Tensor:
         """Note how an axis is used. One that was used before keeps its names, tied to the new ones."""
-        known = self._seen.axes.get((state.name, axis))
+        known = self._seen.axes.get(key)
         if known is None:
-            names = self.names.fresh(state.shape[axis]) if names is None else names
-            self._seen.axes[state.name, axis] = Axis(role, names)
+            names = self.names.fresh(length) if names is None else names
+            self._seen.axes[key] = Axis(role, names)
             return names
         if names is not None:
             self.names.tie(known.names, names)
             if ((known.names == NEUTRAL) != (names == NEUTRAL)).any():
-                self.names.pin(torch.cat((known.names, names)), f"{state.name} also meets constants")
+                self.names.pin(torch.cat((known.names, names)), f"{key[0]} also meets constants")
         known.role = "read" if "read" in (role, known.role) else "write" if "write" in (role, known.role) else role
         return known.names
 
     def count(self, weight: State, outputs_per_channel: float) -> None:
         """Note the multiply-adds: each weight element is used once per position and example."""
-        repeats = outputs_per_channel / self._run.captured.batch
+        if not self._run.counting:
+            return
+        repeats = outputs_per_channel / self._run.batch
         known = self._seen.layers.get(weight.name)
         owner, _, last = weight.name.rpartition(".")
         name = owner if last == "weight" and owner else weight.name
@@ -256,57 +301,57 @@ class Call:
 
     # doubts
 
-    def suspect(self, names: Tensor, doubt: str) -> None:
-        """Unless a cut network proves otherwise, the channels `names` (any shape) are not free."""
-        text = f"{self.name} at {self.where} {doubt}"
-        if text in self._run.pins:
-            self.names.pin(names, self._run.pins[text])
-        self._seen.suspicions.append((torch.unique(dense(names)), text))
+    def doubt(self, names: Tensor, text: str, sizes: tuple[int, ...] | None = None) -> None:
+        """The channels in `names`, those of the result, are free only if a cut network proves it."""
+        if not varying(names):
+            return
+        spelled = sizes or (-1,) * names.dim()
+        key = f"{self.name} at {source_line()}"
+        self._seen.doubts.append(Doubt(key, f"{self.name} at {self.where} {text}", names, spelled, self.owner))
 
-    def check_mutation(self, args: tuple[Any, ...], result: Any) -> None:
+    def became_python(self) -> None:
+        self._run.became_python(self.raw(0), self.name)
+
+    def _check_mutation(self, args: tuple[Any, ...], result: Any) -> None:
         """An in-place write of channels into a constant is lost to later readers of the constant."""
-        if not (self.mutable and isinstance(result, Tensor) and isinstance(args[0], Tensor)):
+        if not (self.mutable and isinstance(result, Tensor) and args and isinstance(args[0], Tensor)):
             return
         if ((dense(args[0]) == NEUTRAL) & (dense(result) != NEUTRAL)).any():
             raise CannotFollow("writes channels into a constant in place")
 
-    def pin_everything(self, values: list[Any], reason: str) -> Any:
+    def _check_shapes(self, names: Any) -> None:
+        asked = [t.shape for t in _tensors(self.result)]
+        if [t.shape for t in _tensors(names)] != asked:
+            raise CannotFollow("gives another shape than its rule expects")
+
+    def pin_everything(self, reason: str) -> Any:
         """Pin all that goes in; what comes out carries one pinned name."""
-        for value in values:
-            if isinstance(value, Tensor):
-                self.names.pin(value, reason)
-            elif isinstance(value, State):
+        for tensor in _tensors((self._args, dict(self._kwargs))):
+            value = self._state_or_names(tensor)
+            if isinstance(value, State):
                 self._seen.opaque.setdefault(value.name, reason)
+            else:
+                self.names.pin(value, reason)
         name = self.names.fresh(1)
         self.names.pin(name, reason)
-        value = self._node.meta.get("val")
-        return torch.utils._pytree.tree_map_only(
-            Tensor, lambda t: name.view([1] * t.dim()).expand(t.shape), value, is_leaf=lambda t: isinstance(t, Tensor)
-        )
+        return [name.view([1] * t.dim()).expand(t.shape) for t in _tensors(self.result)]
+
+
+def _states(model: nn.Module) -> list[State]:
+    """Every parameter and buffer once, by its first name."""
+    found: dict[int, State] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        found.setdefault(id(tensor), State(name, tensor.shape, tensor))
+    return list(found.values())
 
 
 def _expanded(value: int, shape: torch.Size) -> Tensor:
     return torch.full([1] * len(shape), value).expand(shape)
 
 
-def _leaves(values: Any) -> list[Any]:
-    return torch.utils._pytree.tree_leaves(values)
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
-def _attribute(module: nn.Module, path: str) -> Any:
-    """A subgraph to be inlined, or a tensor constant of the forward."""
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return _expanded(NEUTRAL, value.shape) if isinstance(value, Tensor) else value
-
-
-def _too_large(fact: str) -> CaptureFailed:
-    return CaptureFailed(
-        f"the trace was given up: {fact}",
-        at="surgery.trace",
-        effect="no graph; the model is unchanged",
-        fix="trace the part of the network that is to be cut",
-    )
-
-
+def _step(step: Any) -> str:
+    return str(getattr(step, "idx", getattr(step, "key", step)))

@@ -1,211 +1,132 @@
 """What each ATen operator does to the names of channels: one row per operator.
 
-An operator without a row pins what it touches, with its name as the reason. Nothing is guessed.
+An operator without a row pins what it touches, with its name as the reason. Nothing is guessed. Data movement runs on
+the names as it is; where the code spells out a number that may not follow a cut, it leaves a doubt.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvNd
 
+from surgery.contraction import CONTRACTION_RULES, CONTRACTIONS
+from surgery.layers import LAYER_RULES, LAYERS
 from surgery.names import NEUTRAL, dense, together, varying
+from surgery.rules import CannotFollow, Rule, elementwise, join, rows, tie_along
 
-if TYPE_CHECKING:
-    from surgery.observe import Call
-
-Rule = Callable[..., Any]
+__all__ = ["RULES", "WEIGHTED", "CannotFollow"]
 
 
-class CannotFollow(Exception):
-    """The rule of an operator does not cover this use of it; the text is the reason for pinning."""
-
-
-# -- layers -----------------------------------------------------------------------------------------------------------
-
-
-def convolution(call: "Call", x: Tensor, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
-    """Reads axis 1 of `weight` (out, in / groups, *kernel), writes axis 0. Depthwise: carries axis 0."""
-    weight, groups = call.parameter(weight), _argument(rest, call, 3, "groups", 1)
-    axis = 1 if x.dim() == len(weight.shape) else 0
-    names = call.vector(x, axis)
-    out, per_group = weight.shape[0], weight.shape[1]
-    if groups == 1:
-        call.read(weight, 1, names)
-        written = call.write(weight, 0)
-    elif per_group == 1:
-        _grouped_by_module(call, weight, names)
-        written = names.repeat_interleave(out // groups)
-        call.carry(weight, 0, written)
-    else:
-        _grouped_by_module(call, weight, names)
-        read = names.view(groups, per_group)
-        call.names.tie(read, read[:1])
-        call.read(weight, 1, read[0])
-        written = call.names.fresh(out // groups).repeat(groups)
-        call.write(weight, 0, written)
-    call.carry(bias, 0, written)
-    call.count(weight, outputs_per_channel=call.shape.numel() / out)
-    return call.spread(written, axis)
-
-
-def transposed_convolution(call: "Call", x: Tensor, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
-    """Reads axis 0 of `weight` (in, out / groups, *kernel), writes axis 1. Depthwise: carries axis 0."""
-    weight, groups = call.parameter(weight), _argument(rest, call, 3, "groups", 1)
-    axis = 1 if x.dim() == len(weight.shape) else 0
-    names = call.vector(x, axis)
-    if groups == 1:
-        call.read(weight, 0, names)
-        written = call.write(weight, 1)
-    elif groups == weight.shape[0]:
-        _grouped_by_module(call, weight, names)
-        written = names.repeat_interleave(weight.shape[1])
-        call.carry(weight, 0, names)
-    else:
-        raise CannotFollow("grouped transposed convolution")
-    call.carry(bias, 0, written)
-    call.count(weight, outputs_per_channel=x.numel() / weight.shape[0])
-    return call.spread(written, axis)
-
-
-def linear(call: "Call", x: Tensor, weight: Any, bias: Any = None) -> Tensor:
-    """Reads axis 1 of `weight` (out, in), writes axis 0."""
-    weight = call.parameter(weight)
-    call.read(weight, 1, call.vector(x, x.dim() - 1))
-    written = call.write(weight, 0)
-    call.carry(bias, 0, written)
-    call.count(weight, outputs_per_channel=call.shape.numel() / weight.shape[0])
-    return call.spread(written, len(call.shape) - 1)
-
-
-def embedding(call: "Call", weight: Any, index: Tensor, *_: Any) -> Tensor:
-    """Writes axis 1 of `weight` (entries, channels)."""
-    return call.spread(call.write(call.parameter(weight), 1), len(call.shape) - 1)
-
-
-def per_channel_norm(call: "Call", x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any) -> Tensor:
-    """Batch and instance norm: every statistic and scale belongs to one channel of axis 1."""
-    names = call.vector(x, 1)
-    for vector in (weight, bias, mean, variance):
-        call.carry(vector, 0, names)
-    return x
-
-
-def prelu(call: "Call", x: Tensor, weight: Any) -> Tensor:
-    if call.parameter(weight).shape != (1,):
-        call.carry(weight, 0, call.vector(x, 1 if x.dim() > 1 else 0))
-    return x
-
-
-# -- operators without parameters -------------------------------------------------------------------------------------
-
-
-def elementwise(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
-    """Ties the names that meet. What is broadcast over channels serves all of them, so it is pinned, not tied."""
-    operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-    whole = [names.expand(call.shape) for names in operands if not _is_broadcast(call, names, operands)]
-    return together(lambda *parts: _meet(call, parts), whole) if whole else call.neutral()
-
-
-def arithmetic(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
+def arithmetic(call: Any, *args: Any, **kwargs: Any) -> Tensor:
     """Element-wise with numbers, which may have been computed from the number of channels."""
     result = elementwise(call, *args, **kwargs)
     numbers = [str(a) for a in args if isinstance(a, int | float)]
-    if numbers and varying(result):
-        call.suspect(result, f"meets the number {', '.join(numbers)}")
+    if numbers:
+        call.doubt(result, f"meets the number {', '.join(numbers)}")
     return result
 
 
-def _is_broadcast(call: "Call", names: Tensor, operands: list[Tensor]) -> bool:
-    """Is `names` repeated along an axis in which the channels of another operand differ?"""
-    rank = len(call.shape)
-    channel_axes = {axis - other.dim() + rank for other in operands for axis in varying(other)}
-    missing = set(range(rank - names.dim())) | {a + rank - names.dim() for a, n in enumerate(names.shape) if n == 1}
-    repeated = {axis for axis in missing & channel_axes if call.shape[axis] > 1}
-    if repeated:
-        call.names.pin(names, f"{call.name} at {call.where} broadcasts it over other channels")
-    return bool(repeated)
+# -- movement ---------------------------------------------------------------------------------------------------------
 
 
-def _meet(call: "Call", parts: tuple[Tensor, ...]) -> Tensor:
-    result = parts[0]
-    for part in parts[1:]:
-        call.names.tie(result, part)
-        result = torch.where(result == NEUTRAL, part, result)
-    if len(parts) > 1 and any((part == NEUTRAL).any() for part in parts):
-        call.suspect(result, "meets a constant made in the forward, as wide as the channels")
-    return result
-
-
-def movement(call: "Call", *args: Any, **kwargs: Any) -> Any:
+def movement(call: Any, *args: Any, **kwargs: Any) -> Any:
     """Moves data without computing: run on the names as it is."""
     return call.run(*args, **kwargs)
 
 
-def reshape(call: "Call", x: Tensor, shape: list[int]) -> Tensor:
-    """A view. Whether a size that it spells out follows the channels must be proven on a cut network."""
-    result = x.reshape(call.shape)
+def reshape(call: Any, x: Tensor, shape: Any) -> Tensor:
+    """A view. Whether the sizes that it spells out follow the channels must be proven on a cut network."""
+    if isinstance(shape, torch.dtype):
+        raise CannotFollow(f"reads the bits as {shape}")
+    if isinstance(shape, Tensor):
+        return flatten(call, x)
+    return _reshaped(call, x, tuple(shape), f"to {tuple(shape)} spells out the number of channels")
+
+
+def unflatten(call: Any, x: Tensor, axis: int, sizes: Any) -> Tensor:
+    spelled = [-1] * (axis % x.dim()) + list(sizes)
+    spelled += [-1] * (len(call.shape) - len(spelled))
+    return _reshaped(call, x, tuple(spelled), f"to {tuple(sizes)} splits the channels")
+
+
+def flatten(call: Any, x: Tensor, *_: Any) -> Tensor:
+    return _reshaped(call, x, (-1,) * len(call.shape), "")
+
+
+def _reshaped(call: Any, x: Tensor, sizes: tuple[int, ...], doubt: str) -> Tensor:
+    shape, batch = list(call.shape), 1
+    if x.dim() and shape and x.shape[0] == shape[0] and x.stride(0) == 0:  # the batch need not be written out
+        x, batch = x.narrow(0, 0, 1), shape[0]
+        shape[0] = 1
+    result = x.reshape(shape)
+    if batch != 1:
+        result = result.expand(call.shape)
     axes = varying(result)
-    if len(axes) > 1 and len(varying(x)) == 1:
-        raise CannotFollow(f"to {tuple(shape)} splits the channels over several axes")
-    if any(shape[axis] != -1 for axis in axes):
-        call.suspect(result, f"to {tuple(shape)} spells out the number of channels")
+    if doubt and (any(sizes[axis] != -1 for axis in axes) or len(axes) > len(varying(x))):
+        call.doubt(result, doubt, sizes)
     return result
 
 
-def expand(call: "Call", x: Tensor, shape: list[int], **_: Any) -> Tensor:
+def expand(call: Any, x: Tensor, shape: list[int], **_: Any) -> Tensor:
     result = x.expand(call.shape)
     if any(shape[axis] != -1 for axis in varying(result)):
-        call.suspect(result, f"to {tuple(shape)} spells out the number of channels")
+        call.doubt(result, f"to {tuple(shape)} spells out the number of channels", tuple(shape))
     return result
 
 
-def unflatten(call: "Call", x: Tensor, axis: int, sizes: Any) -> Tensor:
-    if axis % x.dim() in varying(x):
-        raise CannotFollow(f"to {tuple(sizes)} splits the channels over several axes")
-    return x.reshape(call.shape)
-
-
-def flatten(call: "Call", x: Tensor, *_: Any) -> Tensor:
-    return x.reshape(call.shape)
-
-
-def sliced(call: "Call", x: Tensor, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Tensor:
+def sliced(call: Any, x: Tensor, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Tensor:
     part: Tensor = call.run(x, axis, start, stop, step)
-    if axis % x.dim() in varying(x) and part.shape != x.shape:
-        raise CannotFollow(f"takes channels {start}:{stop}:{step}, constants of the forward")
+    axis %= x.dim()
+    if axis in varying(x) and part.shape != x.shape:
+        text = f"takes channels {start or 0}:{'' if (stop or 0) > x.shape[axis] else stop}:{step}"
+        call.doubt(x, text)
+        sizes = [-1] * x.dim()
+        sizes[axis] = part.shape[axis]
+        call.doubt(part, text, tuple(sizes) if not start else None)
     return part
 
 
-def indexed(call: "Call", x: Tensor, axis: int = 0, *rest: Any) -> Any:
+def picked(call: Any, x: Tensor, axis: int = 0, *rest: Any) -> Any:
+    """select, narrow, index_select: at constant places of an axis."""
     if axis % x.dim() in varying(x):
-        raise CannotFollow("takes channels by constant indices")
+        call.doubt(x, "takes channels by constant indices")
     return call.run(x, axis, *rest)
 
 
-def pixel_shuffle(call: "Call", x: Tensor, factor: int) -> Tensor:
-    """The factor**2 channels that share an output channel are laid side by side in space: they are tied."""
-    blocks = call.vector(x, x.dim() - 3).view(-1, factor**2)
-    call.names.tie(blocks, blocks[:, :1])
-    return call.spread(blocks[:, 0], x.dim() - 3)
-
-
-def channel_shuffle(call: "Call", x: Tensor, groups: int) -> Tensor:
-    """Interleaves equal blocks. Blocks stay equal under a cut when all keep the same positions, so these are tied."""
-    blocks = call.vector(x, 1).view(groups, -1)
-    call.names.tie(blocks, blocks[:1])
-    result: Tensor = call.run(x, groups)
+def index_select(call: Any, x: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Channels in another order. If a buffer holds the order, a cut renumbers it."""
+    axis %= x.dim()
+    if axis not in varying(x):
+        return x.narrow(axis, 0, 1).expand(call.shape)
+    if (dense(index) != NEUTRAL).any():
+        raise CannotFollow("takes channels by computed indices")
+    order: Tensor = call.raw(2)
+    result = x.index_select(axis, order.to(x.device))
+    call.order(order, call.vector(x, axis), call.vector(result, axis))
+    call.doubt(x, "takes channels by constant indices")
     return result
 
 
-def roll(call: "Call", x: Tensor, shifts: list[int], axes: list[int] | None = None) -> Tensor:
-    if not axes or {a % x.dim() for a in axes} & set(varying(x)):
-        raise CannotFollow(f"shifts channels by {shifts}, a constant of the forward")
-    return x.roll(shifts, axes)
+def indexed(call: Any, x: Tensor, indices: list[Any]) -> Tensor:
+    """x[i, j, ...] with tensors."""
+    raw = call.raw(1)
+    if any(i is not None and i.dtype == torch.bool for i in raw) and any(
+        i is not None and (dense(n) != NEUTRAL).any() for i, n in zip(raw, indices, strict=True)
+    ):
+        call.became_python()
+    if any(n is not None and (dense(n) != NEUTRAL).any() for n in indices):
+        raise CannotFollow("takes elements by computed indices")
+    places = [None if i is None else i.to(x.device) for i in raw]
+    hit = {axis for axis, i in enumerate(places) if i is not None} & set(varying(x))
+    if hit and not x.is_contiguous() and x.numel() > 1 << 22:
+        raise CannotFollow("takes channels by constant indices")
+    if hit:
+        call.doubt(x, "takes channels by constant indices")
+    result: Tensor = call.run(x, places)
+    return result
 
 
-def chunk(call: "Call", x: Tensor, chunks: int, axis: int = 0) -> list[Tensor]:
+def chunk(call: Any, x: Tensor, chunks: int, axis: int = 0) -> list[Tensor]:
     """Equal parts stay equal under a cut when all of them keep the same positions, so these are tied."""
     parts: list[Tensor] = list(call.run(x, chunks, axis))
     if axis % x.dim() in varying(x):
@@ -216,53 +137,118 @@ def chunk(call: "Call", x: Tensor, chunks: int, axis: int = 0) -> list[Tensor]:
     return parts
 
 
-def glu(call: "Call", x: Tensor, axis: int = -1) -> Tensor:
+def split(call: Any, x: Tensor, sizes: Any, axis: int = 0) -> Any:
+    """Into parts of spelled sizes. Equal parts are tied as in `chunk`."""
+    parts = list(call.run(x, sizes, axis))
+    if axis % x.dim() in varying(x) and len(parts) > 1:
+        if len({part.shape for part in parts}) == 1:
+            for part in parts[1:]:
+                call.names.tie(part, parts[0])
+        call.doubt(x, f"of channels into {sizes}")
+        for part in parts:
+            call.doubt(part, f"of channels into {sizes}")
+    return parts
+
+
+def glu(call: Any, x: Tensor, axis: int = -1) -> Tensor:
     """Half of the channels gates the other half: both keep the same positions."""
     first, second = x.chunk(2, axis)
     call.names.tie(first, second)
     return first
 
 
-def split(call: "Call", x: Tensor, sizes: Any, axis: int = 0) -> Any:
-    if axis % x.dim() in varying(x):
-        raise CannotFollow(f"of channels into {sizes}, constants of the forward")
-    return call.run(x, sizes, axis)
-
-
-def cat(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
+def cat(call: Any, tensors: list[Tensor], axis: int = 0) -> Tensor:
     parts = [t for t in tensors if t.dim() == len(call.shape)]  # torch skips empty ones of shape (0,)
-    result = _join(call, parts, axis % len(call.shape))
+    result = _side_by_side(call, parts, axis % len(call.shape))
     if axis % len(call.shape) in varying(result) and any((dense(part) == NEUTRAL).all() for part in parts):
-        call.suspect(result, "joins channels with a constant made in the forward")
+        call.doubt(result, "joins channels with a constant made in the forward")
     return result
 
 
-def stack(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
+def stack(call: Any, tensors: list[Tensor], axis: int = 0) -> Tensor:
     axis = axis % len(call.shape)
-    return _join(call, [t.unsqueeze(axis) for t in tensors], axis)
+    return _side_by_side(call, [t.unsqueeze(axis) for t in tensors], axis)
 
 
-def _join(call: "Call", parts: list[Tensor], axis: int) -> Tensor:
+def _side_by_side(call: Any, parts: list[Tensor], axis: int) -> Tensor:
     """Side by side along the channels, or along another axis (tokens, branches): then channels of equal index meet."""
     along = [varying(part) for part in parts]
     if any(along) and not any(axis in axes for axes in along):
         first = [part.narrow(axis, 0, 1) for part in parts if part.shape[axis]]
-        return together(lambda *p: _meet(call, p), first).expand(call.shape)
+        return join(call, first).expand(call.shape)
     return together(lambda *p: torch.cat(p, axis), parts, fixed=axis)
 
 
-def pad(call: "Call", x: Tensor, amounts: list[int], *_: Any, **__: Any) -> Tensor:
-    """Constant padding. Over channels its amounts are constants of the forward that no cut can change."""
-    padded = [x.dim() - 1 - i // 2 for i, amount in enumerate(amounts) if amount]
-    clash = set(padded) & set(varying(x))
-    if clash:
-        raise CannotFollow(f"pads {tuple(amounts)}: adds a constant number of channels to axis {min(clash)}")
-    for axis in padded:
-        x = x.narrow(axis, 0, 1)
-    return x.expand(call.shape)
+def pad(call: Any, x: Tensor, amounts: list[int], mode: str = "constant", *_: Any, **__: Any) -> Tensor:
+    """Padding. Over channels it adds a constant number of them, which stay; the padded ones follow a cut."""
+    for i in range(0, len(amounts), 2):
+        axis, before, after = x.dim() - 1 - i // 2, amounts[i], amounts[i + 1]
+        if axis not in varying(x):
+            length = x.shape[axis] + before + after
+            x = x.narrow(axis, 0, 1).expand([length if a == axis else n for a, n in enumerate(x.shape)])
+        elif mode != "constant" or min(before, after) < 0:
+            raise CannotFollow(f"pads {tuple(amounts)} in mode {mode}")
+        elif before or after:
+            x = _padded(call, x, axis, (before, after), f"pads {tuple(amounts)}: adds constant channels")
+    return x
 
 
-def spatial(call: "Call", x: Tensor, *_: Any, **__: Any) -> Any:
+def _padded(call: Any, x: Tensor, axis: int, amounts: tuple[int, int], reason: str) -> Tensor:
+    def constants(amount: int) -> Tensor:
+        names = call.names.fresh(amount)
+        call.names.pin(names, f"{call.name} at {call.where} {reason}")
+        shape = [amount if a == axis else n for a, n in enumerate(x.shape)]
+        return names.view([-1 if a == axis else 1 for a in range(x.dim())]).expand(shape)
+
+    before, after = map(constants, amounts)
+    return together(lambda *p: torch.cat(p, axis), [before, x, after], fixed=axis)
+
+
+def roll(call: Any, x: Tensor, shifts: list[int], axes: list[int] | None = None) -> Tensor:
+    if not axes or {a % x.dim() for a in axes} & set(varying(x)):
+        raise CannotFollow(f"shifts channels by {shifts}, a constant of the forward")
+    return x.roll(shifts, axes)
+
+
+def pixel_shuffle(call: Any, x: Tensor, factor: int) -> Tensor:
+    """The factor**2 channels that share an output channel are laid side by side in space: they are tied."""
+    blocks = call.vector(x, x.dim() - 3).view(-1, factor**2)
+    call.names.tie(blocks, blocks[:, :1])
+    return call.spread(blocks[:, 0], x.dim() - 3)
+
+
+def channel_shuffle(call: Any, x: Tensor, groups: int) -> Tensor:
+    """Interleaves equal blocks. Blocks stay equal under a cut when all keep the same positions, so these are tied."""
+    blocks = call.vector(x, 1).view(groups, -1)
+    call.names.tie(blocks, blocks[:1])
+    result: Tensor = call.run(x, groups)
+    return result
+
+
+def patches(call: Any, x: Tensor, kernel: Any, *_: Any) -> Tensor:
+    """unfold: each channel becomes kernel-many neighbours, (n, c, h, w) -> (n, c * kernel, places)."""
+    channels = call.vector(x, x.dim() - 3)
+    return call.spread(channels.repeat_interleave(call.shape[-2] // len(channels)), len(call.shape) - 2)
+
+
+def unpatches(call: Any, x: Tensor, size: Any, kernel: Any, *_: Any) -> Tensor:
+    """fold: kernel-many neighbours become one channel."""
+    blocks = call.vector(x, x.dim() - 2).view(call.shape[-3], -1)
+    call.names.tie(blocks, blocks[:, :1])
+    return call.spread(blocks[:, 0], len(call.shape) - 3)
+
+
+def windows(call: Any, x: Tensor, axis: int, size: int, step: int) -> Tensor:
+    """Tensor.unfold: windows along an axis become a last axis."""
+    if axis % x.dim() in varying(x):
+        raise CannotFollow("slides over the channels")
+    return x.narrow(axis, 0, 1).unsqueeze(-1).expand(call.shape)
+
+
+# -- across positions -------------------------------------------------------------------------------------------------
+
+
+def spatial(call: Any, x: Tensor, *_: Any, **__: Any) -> Any:
     """Pools and resizes trailing axes; each channel stays by itself. Channels run along axis 1, or 0 unbatched."""
     axes = [a for a in range(x.dim()) if x.shape[a] != call.shape[a]] if len(call.shape) == x.dim() else []
     rank = int(call.name.split("pool")[-1][:1]) if "pool" in call.name else len(axes)
@@ -274,33 +260,39 @@ def spatial(call: "Call", x: Tensor, *_: Any, **__: Any) -> Any:
     return x.expand(call.shape)
 
 
-def spatial_with_indices(call: "Call", x: Tensor, *_: Any, **__: Any) -> list[Tensor]:
+def spatial_with_indices(call: Any, x: Tensor, *_: Any, **__: Any) -> list[Tensor]:
     return [spatial(call, x)] * 2
 
 
-def mixing(call: "Call", x: Tensor, axes: Any = None, *rest: Any, **kwargs: Any) -> Tensor:
+def sampled(call: Any, x: Tensor, places: Tensor, *_: Any) -> Tensor:
+    """Reads values between pixels (grid_sampler, roi_align): each channel of axis 1 by itself."""
+    if (dense(places) != NEUTRAL).any() and varying(places):
+        raise CannotFollow("samples at places that differ by channel")
+    return call.spread(call.vector(x, 1), 1)
+
+
+def mixing(call: Any, x: Tensor, axes: Any = None, *rest: Any, **kwargs: Any) -> Any:
     """Combines elements along `axes` and keeps the shape (softmax, cumsum): harmless unless channels lie there."""
     axes = [axes] if isinstance(axes, int) else list(axes)
-    if {a % x.dim() for a in axes} & set(varying(x)):
-        raise CannotFollow("computes across the channels")
-    return x
+    tie_along(call, x, {a % x.dim() for a in axes}, "computes across")
+    return x if isinstance(call.result, Tensor) else [x] * len(call.result)
 
 
-def reduction(call: "Call", x: Tensor, axes: Any = None, keepdim: bool = False, *_: Any, **__: Any) -> Any:
+def reduction(call: Any, x: Tensor, axes: Any = None, *_: Any, **__: Any) -> Any:
     """Reduces `axes` (all, if None). Names that differ there (a stack of branches) are tied, unless all channels do."""
     axes = range(x.dim()) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
-    axes = sorted(a % x.dim() for a in axes)
+    axes, rank = sorted(a % x.dim() for a in axes), x.dim()
     if varying(x) and set(varying(x)) <= set(axes):
         raise CannotFollow("reduces over the channels")
     for axis in reversed(axes):
         first = x.narrow(axis, 0, 1)
         if axis in varying(x):
             call.names.tie(first, x)
-        x = first if keepdim else first.squeeze(axis)
+        x = first if len(call.shape) == rank else first.squeeze(axis)
     return x
 
 
-def extreme(call: "Call", x: Tensor, *rest: Any, **kwargs: Any) -> Any:
+def extreme(call: Any, x: Tensor, *rest: Any, **kwargs: Any) -> Any:
     """max and min: of everything, of two tensors, or along an axis with the indices."""
     if rest and isinstance(rest[0], Tensor):
         return elementwise(call, x, *rest)
@@ -308,116 +300,113 @@ def extreme(call: "Call", x: Tensor, *rest: Any, **kwargs: Any) -> Any:
     return [result] * 2 if rest or kwargs else result
 
 
-def vector_norm(call: "Call", x: Tensor, order: Any = 2, axes: Any = None, keepdim: bool = False, **_: Any) -> Any:
-    return reduction(call, x, axes, keepdim)
+def vector_norm(call: Any, x: Tensor, order: Any = 2, axes: Any = None, *_: Any, **__: Any) -> Any:
+    return reduction(call, x, axes)
 
 
-def layer_norm(call: "Call", x: Tensor, shape: list[int], *_: Any) -> Tensor:
-    if set(range(x.dim() - len(shape), x.dim())) & set(varying(x)):
-        raise CannotFollow("takes its statistics over the channels")
+def variance_and_mean(call: Any, x: Tensor, axes: Any = None, *_: Any, **__: Any) -> Any:
+    return [reduction(call, x, axes)] * 2
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def like(call: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
 
 
-def like(call: "Call", x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return x
+def constant(call: Any, *_: Any, **__: Any) -> list[Tensor]:
+    return [torch.full([1] * t.dim(), NEUTRAL).expand(t.shape) for t in _results(call)]
 
 
-def constant(call: "Call", *_: Any, **__: Any) -> Tensor:
-    return call.neutral()
+def nothing(call: Any, *_: Any, **__: Any) -> list[Tensor]:
+    """Only checks, or tells a shape."""
+    return []
 
 
-def nothing(call: "Call", *_: Any, **__: Any) -> None:
-    """Only checks."""
+def python_value(call: Any, *_: Any, **__: Any) -> list[Tensor]:
+    """The forward goes on with a number, or decides by it."""
+    call.became_python()
+    return []
 
 
-def item(call: "Call", values: Any, index: int) -> Any:
-    return values[index]
+def data_dependent(call: Any, *_: Any, **__: Any) -> Any:
+    """Shapes that depend on values."""
+    call.became_python()
+    return constant(call)
 
 
-# -- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _argument(rest: tuple[Any, ...], call: "Call", index: int, name: str, default: int) -> int:
-    """An optional argument of a convolution: positional at `index` after the bias, or by keyword."""
-    value = rest[index] if len(rest) > index else call.keyword(name, default)
-    return int(value)
-
-
-def _grouped_by_module(call: "Call", weight: Any, names: Tensor) -> None:
-    """A convolution module's group count is set by the cut; one given to a function may be a constant."""
-    if not isinstance(call.owner(weight), _ConvNd):
-        call.suspect(names, "gets its group count from the forward")
-
-
-def _rows(rule: Rule, names: str) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), rule)
+def _results(call: Any) -> list[Tensor]:
+    return [call.result] if isinstance(call.result, Tensor) else list(call.result)
 
 
 RULES: dict[str, Rule] = {
-    **_rows(convolution, "conv1d conv2d conv3d"),
-    **_rows(transposed_convolution, "conv_transpose1d conv_transpose2d conv_transpose3d"),
-    **_rows(linear, "linear"),
-    **_rows(embedding, "embedding"),
-    **_rows(per_channel_norm, "batch_norm instance_norm"),
-    **_rows(prelu, "prelu"),
-    **_rows(arithmetic, "add sub mul div true_divide pow rsub"),
-    **_rows(
+    **LAYER_RULES,
+    **CONTRACTION_RULES,
+    **rows(arithmetic, "add sub mul div divide multiply subtract true_divide pow rsub"),
+    **rows(
         elementwise,
-        "abs addcdiv addcmul alias bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min clone "
-        "contiguous copy cos detach dropout elu eq erf exp feature_alpha_dropout feature_dropout alpha_dropout floor "
-        "ge gelu gt hardsigmoid hardswish hardtanh le leaky_relu lerp lift_fresh_copy log log1p log_sigmoid "
-        "logical_and logical_not logical_or lt masked_fill maximum minimum mish ne neg reciprocal relu relu6 round "
-        "rsqrt selu sigmoid sign silu sin softplus softsign sqrt square tanh to _to_copy type_as where fill zero "
-        "zeros_like ones_like full_like",
+        "_to_copy abs acos addcdiv addcmul alias alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or ceil "
+        "celu clamp clamp_max clamp_min clone contiguous copy cos detach dropout elu eq erf erfc exp expm1 "
+        "feature_alpha_dropout feature_dropout fill floor floor_divide fmod frac ge gelu gt hardshrink hardsigmoid "
+        "hardswish hardtanh heaviside isfinite isinf isnan le leaky_relu lerp lift_fresh lift_fresh_copy log log10 "
+        "log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum mish "
+        "nan_to_num ne neg negative ones_like full_like reciprocal relu relu6 remainder resolve_conj resolve_neg "
+        "round rrelu rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh "
+        "threshold to type_as trunc where xlogy zero zeros_like",
     ),
-    **_rows(
+    **rows(
         movement,
-        "expand_as flip movedim permute pixel_unshuffle repeat repeat_interleave squeeze swapaxes "
-        "t tile transpose unsqueeze",
+        "expand_as flip movedim permute pixel_unshuffle repeat repeat_interleave squeeze swapaxes swapdims "
+        "t tile transpose unsqueeze numpy_T mT adjoint broadcast_to",
     ),
-    **_rows(reshape, "view reshape _unsafe_view"),
-    **_rows(expand, "expand"),
-    **_rows(unflatten, "unflatten"),
-    **_rows(flatten, "flatten"),
-    **_rows(sliced, "slice"),
-    **_rows(indexed, "select narrow unbind"),
-    **_rows(pixel_shuffle, "pixel_shuffle"),
-    **_rows(channel_shuffle, "channel_shuffle"),
-    **_rows(roll, "roll"),
-    **_rows(chunk, "chunk"),
-    **_rows(glu, "glu"),
-    **_rows(split, "split split_with_sizes tensor_split"),
-    **_rows(cat, "cat concat concatenate"),
-    **_rows(stack, "stack"),
-    **_rows(pad, "constant_pad_nd pad"),
-    **_rows(
+    **rows(reshape, "view reshape _unsafe_view view_as reshape_as"),
+    **rows(expand, "expand"),
+    **rows(unflatten, "unflatten"),
+    **rows(flatten, "flatten ravel"),
+    **rows(sliced, "slice"),
+    **rows(picked, "select narrow unbind"),
+    **rows(index_select, "index_select"),
+    **rows(indexed, "index"),
+    **rows(pixel_shuffle, "pixel_shuffle"),
+    **rows(channel_shuffle, "channel_shuffle native_channel_shuffle"),
+    **rows(roll, "roll"),
+    **rows(chunk, "chunk"),
+    **rows(glu, "glu"),
+    **rows(split, "split split_with_sizes tensor_split"),
+    **rows(cat, "cat concat concatenate"),
+    **rows(stack, "stack"),
+    **rows(pad, "constant_pad_nd pad"),
+    **rows(patches, "im2col"),
+    **rows(unpatches, "col2im"),
+    **rows(windows, "unfold"),
+    **rows(
         spatial,
         "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d "
-        "avg_pool3d max_pool1d max_pool2d max_pool3d upsample_nearest1d upsample_nearest2d upsample_bilinear2d "
-        "upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa",
+        "avg_pool3d max_pool1d max_pool2d max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+        "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa "
+        "_upsample_bicubic2d_aa _upsample_nearest_exact2d",
     ),
-    **_rows(
+    **rows(
         spatial_with_indices,
         "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
         "max_pool3d_with_indices",
     ),
-    **_rows(mixing, "softmax log_softmax _softmax cumsum cumprod"),
-    **_rows(reduction, "mean sum amax amin var std logsumexp any all prod"),
-    **_rows(extreme, "max min"),
-    **_rows(vector_norm, "linalg_vector_norm"),
-    **_rows(layer_norm, "layer_norm"),
-    **_rows(constant, "zeros ones full arange empty new_zeros new_ones new_full scalar_tensor eye linspace rand randn"),
-    **_rows(nothing, "_assert_tensor_metadata _assert_scalar _assert_async"),
-    **_rows(item, "getitem"),
+    **rows(sampled, "grid_sampler roi_align roi_pool"),
+    **rows(mixing, "softmax log_softmax _softmax cumsum cumprod cummax cummin logcumsumexp"),
+    **rows(reduction, "mean sum amax amin var std logsumexp any all prod nansum nanmean count_nonzero argmax argmin"),
+    **rows(variance_and_mean, "var_mean std_mean"),
+    **rows(extreme, "max min"),
+    **rows(vector_norm, "linalg_vector_norm norm"),
+    **rows(
+        constant,
+        "zeros ones full arange empty new_zeros new_ones new_full new_empty scalar_tensor eye linspace rand randn "
+        "empty_like rand_like randn_like bernoulli tril_indices triu_indices meshgrid",
+    ),
+    **rows(nothing, "_assert_tensor_metadata _assert_scalar _assert_async size stride numel is_same_size storage_offset"),
+    **rows(python_value, "item is_nonzero _local_scalar_dense equal allclose"),
+    **rows(data_dependent, "nonzero nonzero_numpy masked_select unique _unique2 unique_consecutive"),
 }
 
-LAYERS: dict[Rule, int] = {
-    convolution: 0,
-    transposed_convolution: 0,
-    linear: 0,
-    embedding: 1,
-    per_channel_norm: 0,
-    prelu: 0,
-    layer_norm: 0,
-}
-"""Rules that take parameters as such, with the argument that holds data. To all others parameters are data."""
+WEIGHTED: dict[Rule, int] = {**LAYERS, **dict.fromkeys(CONTRACTIONS, -1)}
+"""Rules that take parameters as such, with the argument that holds data (-1: none need). To others all are data."""

@@ -23,7 +23,7 @@ from surgery.check import check_equal
 from surgery.cut import copied, cut, mask, states
 from surgery.errors import FinderFailed
 from surgery.graph import ChannelGraph
-from surgery.observe import Axis, Observed
+from surgery.observed import Axis, Observed
 from surgery.units import AxisKey, build, layer_name, resolve
 
 SECONDS_LIMIT = 60.0
@@ -115,7 +115,7 @@ def _with_pins(found: Found, model: nn.Module, first: ChannelGraph) -> ChannelGr
         for pinned in first.pinned:
             if axis.role == "write" and layer_name(key[0], layers) == pinned.where:
                 names.pin(axis.names[list(pinned.channels)], pinned.reason)
-    resolved, reasons = resolve(found.seen)
+    resolved, reasons = resolve(found.seen, names, names.classes())
     order = {weight: i for i, weight in enumerate(layers)}
     keys = sorted(resolved, key=lambda key: (order.get(key[0], len(order)), resolved[key].role == "read"))
     return build({key: resolved[key] for key in keys}, reasons, layers, model)

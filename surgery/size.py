@@ -29,7 +29,7 @@ class SizeModel:
         keys: dict[tuple[str, int], int] = {}
         unit_of, axis_of, counts, offset = [], [], [], 0
         for group in graph.groups:
-            for slot in group.slots:
+            for slot in (s for s in group.slots if s.tensor in graph.shapes):
                 axis = keys.setdefault((slot.tensor, slot.axis), len(keys))
                 unit_of.append(torch.arange(offset, offset + group.units))
                 axis_of.append(torch.full((group.units,), axis))
@@ -38,8 +38,7 @@ class SizeModel:
         self._unit = torch.cat(unit_of) if unit_of else torch.empty(0, dtype=torch.long)
         self._axis = torch.cat(axis_of) if axis_of else torch.empty(0, dtype=torch.long)
         self._count = torch.cat(counts).double() if counts else torch.empty(0).double()
-        shapes = {**graph.shapes, **graph.buffers}
-        full = torch.tensor([float(shapes[tensor][axis]) for tensor, axis in keys] + [1.0]).double()
+        full = torch.tensor([float(graph.shapes[tensor][axis]) for tensor, axis in keys] + [1.0]).double()
         self._fixed = full.index_add(0, self._axis, -self._count)
         repeats = {layer.weight: layer.repeats for layer in graph.layers}
         rank = max((sum(1 for k in keys if k[0] == t) for t in graph.shapes), default=1)

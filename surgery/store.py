@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from surgery.cut import RECEIPT, Receipt, replace_, slice_, states
+from surgery.cut import RECEIPT, SOURCE, Receipt, rebuilt, states
 from surgery.errors import BadFile
 
-FORMAT = "diffprune-surgery-1"
+FORMAT = "diffprune-surgery-2"
 
 
 def save(small: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -29,12 +29,13 @@ def save(small: nn.Module, path: str | os.PathLike[str]) -> None:
             effect=f"{Path(path).name} was not written",
             fix="save the network that surgery.cut returned, or a copy of it; for a dense one use its state_dict",
         )
-    plan = {
+    tensors = {
         name: {"shape": receipt.shapes[name], "kept": {str(a): i for a, i in sorted(axes.items())}}
         for name, axes in sorted(receipt.kept.items())
     }
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _persistent(small).items()}
-    data = safetensors.torch.save(tensors, {FORMAT: json.dumps(plan)})
+    plan = {"tensors": tensors, "sizes": dict(sorted(receipt.sizes.items()))}
+    weights = {name: t.detach().cpu().contiguous() for name, t in _persistent(small).items()}
+    data = safetensors.torch.save(weights, {FORMAT: json.dumps(plan)})
     target = Path(path)
     part = target.with_name(f".{target.name}.part")
     try:
@@ -54,19 +55,34 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.M
     dense = states(model)
     for name, shape in receipt.shapes.items():
         found = tuple(dense[name].shape) if name in dense else None
-        if found != shape:
+        if found != shape and (found or name in dict(model.named_parameters())):
             raise _misfit(path, f"{name} has shape {found} in the network; {shape} was cut", model)
-    slice_(model, {n: {a: torch.tensor(i) for a, i in axes.items()} for n, axes in receipt.kept.items()})
-    cut = _persistent(model)
+    try:
+        kept = {n: {a: torch.tensor(i) for a, i in axes.items()} for n, axes in receipt.kept.items()}
+        small = rebuilt(model, kept, receipt.sizes)
+    except (AttributeError, KeyError, IndexError) as error:
+        raise _misfit(path, f"the network has no place for the cut: {error}", model) from error
+    cut = _persistent(small)
     if cut.keys() != tensors.keys():
         odd = sorted(cut.keys() ^ tensors.keys())
         raise _misfit(path, f"{len(odd)} tensors are only in one of file and network: {', '.join(odd[:3])}", model)
     for name, tensor in tensors.items():
         if tensor.shape != cut[name].shape:
             raise _misfit(path, f"{name} is {tuple(tensor.shape)}; the network has {tuple(cut[name].shape)}", model)
-        replace_(model, cut[name], tensor.to(cut[name].device))
-    setattr(model, RECEIPT, receipt)
-    return model
+        _replace_(small, cut[name], tensor.to(cut[name].device))
+    setattr(small, RECEIPT, receipt)
+    return small
+
+
+def _replace_(model: nn.Module, old: Tensor, new: Tensor) -> None:
+    """Put `new` wherever `old` is registered (tied weights: everywhere)."""
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for module in model.modules():
+        for registry in (module._parameters, module._buffers):
+            for key, value in registry.items():
+                if value is old:
+                    registry[key] = new  # type: ignore[assignment]
 
 
 def _persistent(model: nn.Module) -> dict[str, Tensor]:
@@ -94,7 +110,8 @@ def _read(path: Path) -> tuple[Receipt, dict[str, Tensor]]:
 def _receipt(text: str) -> Receipt:
     """The record in a file. Raises ValueError unless each index counts upwards inside the dense shape."""
     try:
-        plan = json.loads(text)
+        record = json.loads(text)
+        plan, sizes = record["tensors"], {str(name): int(n) for name, n in record["sizes"].items()}
         shapes = {str(name): tuple(int(n) for n in entry["shape"]) for name, entry in plan.items()}
         kept = {n: {int(a): tuple(int(i) for i in index) for a, index in plan[n]["kept"].items()} for n in shapes}
         for name, axes in kept.items():
@@ -104,7 +121,7 @@ def _receipt(text: str) -> Receipt:
                     raise ValueError(f"axis {axis} of {name}")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"the record of the cut is damaged ({error})") from error
-    return Receipt(shapes, kept)
+    return Receipt(shapes, kept, sizes)
 
 
 def _misfit(path: str | os.PathLike[str], fact: str, model: nn.Module) -> BadFile:

@@ -1,38 +1,41 @@
 """From tied names to groups of units."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from surgery.graph import ChannelGraph, ChannelGroup, Layer, Pinned, Slot
-from surgery.names import NEUTRAL
-from surgery.observe import Axis, Observed
+from surgery.names import NEUTRAL, Names, relabelled, varying
+from surgery.observed import Axis, Observed
 
 AxisKey = tuple[str, int]
 
+UNSEEN = "not run in the traced forward: stays whole, and does not fit if another path feeds it channels that were cut"
 
-def resolve(seen: Observed) -> tuple[dict[AxisKey, Axis], dict[int, str]]:
-    """Every axis with the class of each index instead of its name, and the reason of each pinned class."""
+
+def resolve(seen: Observed, names: Names, label: Tensor) -> tuple[dict[AxisKey, Axis], dict[int, str]]:
+    """Every axis with the class of each index instead of its name, and the reason of each pinned class.
+
+    `names` are those of `seen`, perhaps with more ties and pins; what is pinned here is added to them.
+    """
     axes = dict(seen.axes)
-    label = seen.names.classes()
-    for tensor, names in seen.elements.items():
-        in_layers = [axis_seen.names for (name, _), axis_seen in seen.axes.items() if name == tensor]
-        axis = _single_axis(_classes(label, names))
-        if in_layers:
-            for used in (names, *in_layers):
-                seen.names.pin(used, f"{tensor} is used by a layer and also element by element")
+    layered = {tensor for tensor, _ in seen.axes}
+    for tensor, elements in seen.elements.items():
+        axis = single_axis(relabelled(label, elements))
+        if tensor in layered:
+            for used in (elements, *(a.names for (name, _), a in seen.axes.items() if name == tensor)):
+                names.pin(used, f"{tensor} is used by a layer and also element by element")
         elif axis is None:
-            seen.names.pin(names, f"{tensor} holds channels along several axes")
+            names.pin(elements, f"{tensor} holds channels along several axes")
         else:
-            axes[tensor, axis] = Axis("carry", names.movedim(axis, 0).flatten(1)[:, 0])
-    for tensor, reason in seen.opaque.items():
-        for (name, _), axis_seen in axes.items():
-            if name == tensor:
-                seen.names.pin(axis_seen.names, reason)
-    resolved = {key: Axis(axis.role, _classes(label, axis.names)) for key, axis in axes.items()}
-    return resolved, seen.names.reasons(label)
+            axes[tensor, axis] = Axis("carry", elements.movedim(axis, 0).flatten(1)[:, 0])
+    for (tensor, _), axis_seen in axes.items():
+        if tensor in seen.opaque:
+            names.pin(axis_seen.names, seen.opaque[tensor])
+    resolved = {key: Axis(axis.role, relabelled(label, axis.names)) for key, axis in axes.items()}
+    return resolved, names.reasons(label)
 
 
 def build(
@@ -41,75 +44,116 @@ def build(
     layers: Mapping[str, Layer],
     model: nn.Module,
     inputs: Mapping[str, int] | None = None,
+    unseen: Sequence[str] = (),
 ) -> ChannelGraph:
     """Units with the same slots form a group, named after its first writer; what is pinned or unread stays out."""
-    places: dict[int, list[tuple[AxisKey, list[int]]]] = defaultdict(list)
-    for key, axis in axes.items():
-        by_class: dict[int, list[int]] = defaultdict(list)
-        for position, channel in enumerate(axis.names.tolist()):
-            by_class[channel].append(position)
-        for channel, positions in by_class.items():
-            if channel != NEUTRAL:
-                places[channel].append((key, positions))
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    places = _places(axes)
     reasons = dict(reasons)
-    alike: dict[tuple[tuple[AxisKey, int], ...], list[int]] = defaultdict(list)
-    for channel, where in places.items():
-        if channel in reasons:
-            continue
-        if not any(axes[key].role == "read" for key, _ in where):
-            reasons[channel] = "no layer with weights reads it"
-            continue
-        alike[tuple((key, len(positions)) for key, positions in where)].append(channel)
-    parameters = dict(model.named_parameters())
-    ranks = {name: parameter.dim() for name, parameter in parameters.items()}
     groups: list[ChannelGroup] = []
     taken: set[str] = set()
-    for signature, channels in alike.items():
-        lone = _lone(signature, channels, axes)
-        if lone:
-            reasons |= dict.fromkeys(channels, lone)
-            continue
-        groups.append(_group(signature, channels, places, axes, layers, ranks, taken))
+    for units in places.alike(set(reasons)):
+        slots = places.slots(units, axes)
+        why = _not_free(slots, len(units), axes, parameters)
+        if why:
+            reasons |= dict.fromkeys(places.channel[units].tolist(), why)
+        else:
+            groups.append(_group(slots, len(units), layers, parameters, taken))
     return ChannelGraph(
         groups=tuple(groups),
-        pinned=tuple(_pinned(axes, reasons, layers, inputs or {})),
+        pinned=(*_pinned(axes, reasons, layers, inputs or {}), *(Pinned(name, (), UNSEEN) for name in unseen)),
         layers=tuple(layers.values()),
         shapes={name: tuple(p.shape) for name, p in parameters.items()},
-        buffers={name: tuple(b.shape) for name, b in model.named_buffers() if any(name == t for t, _ in axes)},
+        buffers={name: tuple(buffers[name].shape) for name, _ in axes if name in buffers},
+        sizes={name: len(axis.names) for (name, _), axis in axes.items() if name not in parameters | buffers},
     )
 
 
-def _lone(signature: tuple[tuple[AxisKey, int], ...], channels: list[int], axes: Mapping[AxisKey, Axis]) -> str | None:
-    """A unit that is the whole of some axis cannot go: the axis would be emptied."""
-    if len(channels) > 1:
-        return None
-    for key, count in signature:
-        if count == len(axes[key].names):
-            return f"all channels of {key[0]} are tied to each other"
+@dataclass(frozen=True)
+class _Places:
+    """Where every channel lies: entries sorted by channel, then axis, then position. `start` has one more element."""
+
+    keys: list[AxisKey]
+    channel: Tensor
+    start: Tensor
+    axis: Tensor
+    position: Tensor
+    first: Tensor
+
+    def alike(self, without: set[int]) -> list[Tensor]:
+        """Channels by what they have along each axis, as indices into `channel`; in the order of the network."""
+        if not len(self.channel):
+            return []
+        marks = torch.randint(2**62, (len(self.keys),), generator=torch.Generator().manual_seed(0))
+        owner = torch.repeat_interleave(torch.arange(len(self.channel)), self.start.diff())
+        signature = torch.zeros(len(self.channel), dtype=torch.long).index_add_(0, owner, marks[self.axis])
+        free = ~torch.isin(self.channel, torch.tensor(sorted(without), dtype=torch.long))
+        order = torch.argsort(self.first[free])
+        found: dict[int, list[int]] = {}
+        for unit, mark in zip(free.nonzero()[order, 0].tolist(), signature[free][order].tolist(), strict=True):
+            found.setdefault(mark, []).append(unit)
+        return [torch.tensor(units) for units in found.values()]
+
+    def slots(self, units: Tensor, axes: Mapping[AxisKey, Axis]) -> tuple[Slot, ...]:
+        start, stop = self.start[units], self.start[units + 1]
+        entries = start[:, None] + torch.arange(int((stop - start)[0]))
+        positions, row = self.position[entries], self.axis[entries[0]]
+        return tuple(
+            Slot(*self.keys[key], axes[self.keys[key]].role, positions[:, row == key].contiguous())
+            for key in row.unique_consecutive().tolist()
+        )
+
+
+def _places(axes: Mapping[AxisKey, Axis]) -> _Places:
+    keys = list(axes)
+    names = [axes[key].names for key in keys]
+    lengths = torch.tensor([len(n) for n in names], dtype=torch.long)
+    channel = torch.cat(names) if names else torch.empty(0, dtype=torch.long)
+    axis = torch.repeat_interleave(torch.arange(len(keys)), lengths)
+    position = torch.cat([torch.arange(len(n)) for n in names]) if names else channel
+    order = torch.argsort(channel, stable=True)
+    order = order[channel[order] != NEUTRAL]
+    found, counts = torch.unique_consecutive(channel[order], return_counts=True)
+    start = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
+    return _Places(keys, found, start, axis[order], position[order], order[start[:-1]])
+
+
+def _not_free(
+    slots: tuple[Slot, ...], units: int, axes: Mapping[AxisKey, Axis], parameters: Mapping[str, Tensor]
+) -> str | None:
+    """Why channels with these slots may not be removed, if so."""
+    if not any(slot.role == "read" for slot in slots):
+        return "no layer with weights reads it"
+    if not any(slot.tensor in parameters and slot.role != "read" for slot in slots):
+        return "a constant of the network"
+    for slot in slots:
+        if units == 1 and slot.positions.shape[1] == len(axes[slot.tensor, slot.axis].names):
+            return f"all channels of {slot.tensor} are tied to each other"
     return None
 
 
 def _group(
-    signature: tuple[tuple[AxisKey, int], ...],
-    channels: list[int],
-    places: Mapping[int, list[tuple[AxisKey, list[int]]]],
-    axes: Mapping[AxisKey, Axis],
+    slots: tuple[Slot, ...],
+    units: int,
     layers: Mapping[str, Layer],
-    ranks: Mapping[str, int],
+    parameters: Mapping[str, Tensor],
     taken: set[str],
 ) -> ChannelGroup:
-    slots = tuple(
-        Slot(tensor, axis, axes[tensor, axis].role, torch.tensor([places[c][i][1] for c in channels]))
-        for i, ((tensor, axis), _) in enumerate(signature)
-    )
     writers = [slot for slot in slots if slot.role == "write"] or list(slots)
     base = layer_name(writers[0].tensor, layers)
     name = next(n for n in (base, *(f"{base}#{i}" for i in range(2, len(taken) + 3))) if n not in taken)
     taken.add(name)
-    weight = layers.get(writers[0].tensor)
-    one_writer = len(writers) == 1 and weight is not None
-    kind = "channel" if not one_writer else "neuron" if ranks[writers[0].tensor] == 2 else "filter"
-    return ChannelGroup(name, kind, len(channels), slots)
+    return ChannelGroup(name, _kind(slots, writers, layers, parameters), units, slots)
+
+
+def _kind(
+    slots: tuple[Slot, ...], writers: list[Slot], layers: Mapping[str, Layer], parameters: Mapping[str, Tensor]
+) -> str:
+    if any(slot.role == "size" and "head" in slot.tensor.rpartition(".")[2] for slot in slots):
+        return "head"
+    if len(writers) > 1 or writers[0].tensor not in layers:
+        return "channel"
+    return "neuron" if parameters[writers[0].tensor].dim() == 2 else "filter"
 
 
 def layer_name(tensor: str, layers: Mapping[str, Layer]) -> str:
@@ -121,19 +165,16 @@ def _pinned(
     axes: Mapping[AxisKey, Axis], reasons: Mapping[int, str], layers: Mapping[str, Layer], inputs: Mapping[str, int]
 ) -> list[Pinned]:
     found: dict[tuple[str, str], list[int]] = {(name, reasons[c]): [0] for name, c in inputs.items() if c in reasons}
+    pinned = torch.tensor(sorted(reasons), dtype=torch.long)
     for (tensor, _), axis in axes.items():
         if axis.role == "write":
-            for position, channel in enumerate(axis.names.tolist()):
-                if channel in reasons:
-                    found.setdefault((layer_name(tensor, layers), reasons[channel]), []).append(position)
+            for position in torch.isin(axis.names, pinned).nonzero().squeeze(1).tolist():
+                reason = reasons[int(axis.names[position])]
+                found.setdefault((layer_name(tensor, layers), reason), []).append(position)
     return [Pinned(where, tuple(channels), reason) for (where, reason), channels in found.items()]
 
 
-def _classes(label: Tensor, names: Tensor) -> Tensor:
-    return torch.where(names == NEUTRAL, NEUTRAL, label[names.clamp_min(0)])
-
-
-def _single_axis(classes: Tensor) -> int | None:
+def single_axis(classes: Tensor) -> int | None:
     """The one axis along which `classes` varies; 0 if it varies along none, None if along several."""
-    axes = [a for a in range(classes.dim()) if not (classes == classes.narrow(a, 0, 1)).all()]
+    axes = varying(classes)
     return None if len(axes) > 1 else axes[0] if axes else 0

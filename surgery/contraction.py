@@ -1,0 +1,122 @@
+"""Sums of products: matmul, einsum, attention. One rule in letters, as einsum writes them.
+
+An operand's channels along a summed letter belong to what the sum computes: they are tied, and the result carries
+their name. So query, key and value of an attention head meet in one unit, because the head is a letter that all keep.
+A parameter as the second factor is a linear layer: it reads the summed letter and writes its own.
+"""
+
+import string
+from typing import Any
+
+from torch import Tensor
+
+from surgery.names import varying
+from surgery.observed import State
+from surgery.rules import CannotFollow, Rule, meet, rows
+
+
+def contract(call: Any, terms: list[str], out: str, operands: list[Any]) -> Tensor:
+    """The names of the sum of products of `operands`, whose axes are lettered by `terms`; those in `out` remain."""
+    weights = [i for i, operand in enumerate(operands) if isinstance(operand, State)]
+    if len(weights) == 1 and len(operands) == 2:
+        i = weights[0]
+        return _weighted(call, terms[1 - i], operands[1 - i], terms[i], operands[i], out)
+    named = [call.element_names(o) if isinstance(o, State) else o for o in operands]
+    summed = {letter for term in terms for letter in term if letter not in out}
+    for term, names in zip(terms, named, strict=True):
+        crossing = [term[a] for a in varying(names) if term[a] in summed]
+        for letter in crossing:
+            others = [(t, n) for t, n in zip(terms, named, strict=True) if letter in t and n is not names]
+            if not any(t.index(letter) in varying(n) for t, n in others):
+                raise CannotFollow("sums over the channels")
+    parts = [_laid_out(call, term, names, out, summed) for term, names in zip(terms, named, strict=True)]
+    lines = [{a for a in varying(part)} for part in parts]
+    if len(parts) > 1 and all(lines) and not set.intersection(*lines):
+        raise CannotFollow("multiplies channels by channels")
+    return meet(call, parts)
+
+
+def _laid_out(call: Any, term: str, names: Tensor, out: str, summed: set[str]) -> Tensor:
+    """`names` with the axes of `out`; what was summed is tied and gone."""
+    for axis in reversed(range(len(term))):
+        if term[axis] in summed:
+            first = names.narrow(axis, 0, 1)
+            if axis in varying(names):
+                call.names.tie(first, names)
+            names = first.squeeze(axis)
+    kept = [letter for letter in term if letter not in summed]
+    names = names.permute([kept.index(letter) for letter in out if letter in kept])
+    for axis, letter in enumerate(out):
+        if letter not in kept:
+            names = names.unsqueeze(axis)
+    return names
+
+
+def _weighted(call: Any, term: str, x: Any, letters: str, weight: State, out: str) -> Tensor:
+    reads = [letter for letter in letters if letter in term and letter not in out]
+    writes = [letter for letter in letters if letter not in term and letter in out]
+    if len(reads) != 1 or len(writes) != 1 or len(letters) != 2:
+        raise CannotFollow(f"uses {weight.name} as more than a linear layer")
+    call.read(weight, letters.index(reads[0]), call.vector(x, term.index(reads[0])))
+    written = call.write(weight, letters.index(writes[0]))
+    call.count(weight, outputs_per_channel=call.shape.numel() / weight.shape[letters.index(writes[0])])
+    return call.spread(written, out.index(writes[0]))
+
+
+def einsum(call: Any, equation: str, operands: list[Any], *_: Any, **__: Any) -> Tensor:
+    terms, _, out = equation.replace(" ", "").partition("->")
+    if "..." in equation or not out or any(len(set(t)) < len(t) for t in terms.split(",")):
+        raise CannotFollow(f"{equation} is not followed")
+    return contract(call, terms.split(","), out, operands)
+
+
+def matmul(call: Any, a: Any, b: Any) -> Tensor:
+    """(..., m, k) @ (..., k, n); leading axes broadcast, vectors have one axis."""
+    ranks = [len(a.shape), len(b.shape)]
+    batch = string.ascii_lowercase[: max(0, max(ranks) - 2)]
+    first = batch[len(batch) - max(0, ranks[0] - 2) :] + ("MK" if ranks[0] > 1 else "K")
+    second = batch[len(batch) - max(0, ranks[1] - 2) :] + ("KN" if ranks[1] > 1 else "K")
+    out = batch + ("M" if ranks[0] > 1 else "") + ("N" if ranks[1] > 1 else "")
+    return contract(call, [first, second], out, [a, b])
+
+
+def add_matmul(call: Any, c: Any, a: Any, b: Any, **_: Any) -> Tensor:
+    """c + a @ b."""
+    product = matmul(call, a, b)
+    return meet(call, [product, call.element_names(c) if isinstance(c, State) else c])
+
+
+def attention(call: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, *_: Any, **named: Any) -> Tensor:
+    """softmax(q k^T + mask) v over (..., tokens, head channels); with enable_gqa several query heads share a key."""
+    if named.get("enable_gqa") and q.shape[-3] != k.shape[-3]:
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    batch = string.ascii_lowercase[: q.dim() - 2]
+    scores = _sized(call, [*q.shape[:-1], k.shape[-2]])
+    weights = contract(scores, [batch + "ME", batch + "NE"], batch + "MN", [q, k])
+    if isinstance(mask, Tensor):
+        weights = meet(scores, [weights, mask])
+    return contract(call, [batch + "MN", batch + "NE"], batch + "ME", [weights, v])
+
+
+def _sized(call: Any, shape: list[int]) -> Any:
+    return _Within(call, shape)
+
+
+class _Within:
+    """A step inside of an operator: the same call with another shape of its result."""
+
+    def __init__(self, call: Any, shape: list[int]) -> None:
+        self._call, self.shape = call, call.shape.__class__(shape)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+
+CONTRACTION_RULES: dict[str, Rule] = {
+    **rows(matmul, "matmul bmm mm mv"),
+    **rows(add_matmul, "addmm baddbmm addbmm"),
+    **rows(einsum, "einsum"),
+    **rows(attention, "scaled_dot_product_attention"),
+}
+CONTRACTIONS: tuple[Rule, ...] = (matmul, add_matmul, einsum)
+"""The rules that take a parameter as such in any place."""

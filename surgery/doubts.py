@@ -1,0 +1,94 @@
+"""Numbers of a forward that may not follow a cut: what to suppose of them until a cut network tells."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from surgery.names import NEUTRAL, Names, along, relabelled, varying
+from surgery.observed import Axis, Doubt, Observed
+from surgery.units import AxisKey
+
+
+@dataclass(frozen=True)
+class Supposition:
+    """What is supposed of the doubts at one line of code.
+
+    Where a view splits the channels over several axes, a cut network can only be shorter along one of them: the
+    `rank`-th, largest first, unless ties from elsewhere leave a single one. With `remembered`, integers of the same
+    value that the module has as attributes are taken for the sizes that the line spells out, and follow the cut.
+    """
+
+    rank: int = 0
+    remembered: bool = True
+
+    def next(self) -> "Supposition":
+        return Supposition(self.rank, False) if self.remembered else Supposition(self.rank + 1, True)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """`Observed` under suppositions: its names with all ties and pins, their classes, and sizes as axes."""
+
+    names: Names
+    label: Tensor
+    sizes: Mapping[AxisKey, Axis]
+
+
+def settle(
+    seen: Observed, model: nn.Module, suppositions: Mapping[str, Supposition], pins: Mapping[str, str]
+) -> Settled:
+    """Apply what is supposed of each doubt (by key; Supposition() if missing) and pin the keys of `pins`."""
+    names = seen.names.copy()
+    for doubt in seen.doubts:
+        if doubt.key in pins:
+            names.pin(doubt.names, f"{doubt.text}: {pins[doubt.key]}")
+    label = names.classes()
+    while True:
+        before = len(names.edges)
+        for doubt in seen.doubts:
+            classes = relabelled(label, doubt.names)
+            axes = varying(classes)
+            if len(axes) > 1:
+                rank = suppositions.get(doubt.key, Supposition()).rank
+                order = sorted(axes, key=lambda axis: (-doubt.names.shape[axis], -axis))
+                for axis in order:
+                    if axis != order[min(rank, len(order) - 1)]:
+                        names.tie(doubt.names, doubt.names.narrow(axis, 0, 1))
+        if len(names.edges) == before:
+            return Settled(names, label, _sizes(seen, model, label, suppositions))
+        label = names.classes()
+
+
+def ranks(doubt: Doubt) -> int:
+    """How many axes a line could be cut along."""
+    return max(1, len(varying(doubt.names)))
+
+
+def _sizes(
+    seen: Observed, model: nn.Module, label: Tensor, suppositions: Mapping[str, Supposition]
+) -> dict[AxisKey, Axis]:
+    """Attributes that remember what a line spells out. One that would have to remember two widths remembers none."""
+    found: dict[AxisKey, Axis] = {}
+    clashing: set[AxisKey] = set()
+    for doubt in seen.doubts:
+        if not suppositions.get(doubt.key, Supposition()).remembered:
+            continue
+        classes = relabelled(label, doubt.names)
+        for axis in varying(classes):
+            number = doubt.sizes[axis]
+            vector = along(classes, axis)
+            for attribute in _attributes(model.get_submodule(doubt.owner), number):
+                key = (f"{doubt.owner}.{attribute}", 0)
+                known = found.setdefault(key, Axis("size", vector))
+                if key in seen.axes or not torch.equal(known.names, vector):
+                    clashing.add(key)
+    return {key: axis for key, axis in found.items() if key not in clashing and (axis.names != NEUTRAL).all()}
+
+
+def _attributes(module: nn.Module, number: int) -> Iterator[str]:
+    if number > 1:
+        for name, value in vars(module).items():
+            if type(value) is int and value == number:
+                yield name

@@ -1,0 +1,59 @@
+"""What a run on names saw. Plain data."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from surgery.graph import Layer
+from surgery.names import Names
+
+
+@dataclass(frozen=True)
+class State:
+    """A parameter or buffer of the network, by qualified name. Tied ones share the name of the first."""
+
+    name: str
+    shape: torch.Size
+    value: Tensor
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+
+@dataclass
+class Axis:
+    """What a run saw along one axis of a tensor: how it is used, and the name at each index."""
+
+    role: str
+    names: Tensor
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A number or constant of the forward that may not follow a cut.
+
+    `key` is the operator with its line of code, the same in every block that runs this line; `names` those of the
+    result; `sizes` what was spelled out per axis of the result (-1: left open) by the code of the module `owner`.
+    """
+
+    key: str
+    text: str
+    names: Tensor
+    sizes: tuple[int, ...]
+    owner: str
+
+
+@dataclass
+class Observed:
+    """Everything a run saw. `axes` counts sizes that modules remember as tensors of one axis."""
+
+    names: Names = field(default_factory=Names)
+    axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
+    elements: dict[str, Tensor] = field(default_factory=dict)
+    opaque: dict[str, str] = field(default_factory=dict)
+    doubts: list[Doubt] = field(default_factory=list)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: list[torch.Size] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
