@@ -23,12 +23,9 @@ def contract(call: Any, terms: list[str], out: str, operands: list[Any]) -> Tens
         return _weighted(call, terms[1 - i], operands[1 - i], terms[i], operands[i], out)
     named = [call.element_names(o) if isinstance(o, State) else o for o in operands]
     summed = {letter for term in terms for letter in term if letter not in out}
-    for term, names in zip(terms, named, strict=True):
-        crossing = [term[a] for a in varying(names) if term[a] in summed]
-        for letter in crossing:
-            others = [(t, n) for t, n in zip(terms, named, strict=True) if letter in t and n is not names]
-            if not any(t.index(letter) in varying(n) for t, n in others):
-                raise CannotFollow("sums over the channels")
+    along = [{term[axis] for axis in varying(names)} for term, names in zip(terms, named, strict=True)]
+    if any(sum(letter in letters for letters in along) == 1 for letter in summed):
+        raise CannotFollow("sums over the channels")
     parts = [_laid_out(call, term, names, out, summed) for term, names in zip(terms, named, strict=True)]
     lines = [{a for a in varying(part)} for part in parts]
     if len(parts) > 1 and all(lines) and not set.intersection(*lines):
@@ -91,15 +88,11 @@ def attention(call: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, *_: 
     if named.get("enable_gqa") and q.shape[-3] != k.shape[-3]:
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     batch = string.ascii_lowercase[: q.dim() - 2]
-    scores = _sized(call, [*q.shape[:-1], k.shape[-2]])
+    scores = _Within(call, [*q.shape[:-1], k.shape[-2]])
     weights = contract(scores, [batch + "ME", batch + "NE"], batch + "MN", [q, k])
     if isinstance(mask, Tensor):
         weights = meet(scores, [weights, mask])
     return contract(call, [batch + "MN", batch + "NE"], batch + "ME", [weights, v])
-
-
-def _sized(call: Any, shape: list[int]) -> Any:
-    return _Within(call, shape)
 
 
 class _Within:

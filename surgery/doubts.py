@@ -1,6 +1,6 @@
 """Numbers of a forward that may not follow a cut: what to suppose of them until a cut network tells."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,10 +37,19 @@ class Settled:
 
 
 def settle(
-    seen: Observed, model: nn.Module, suppositions: Mapping[str, Supposition], pins: Mapping[str, str]
+    seen: Observed,
+    model: nn.Module,
+    suppositions: Mapping[str, Supposition],
+    pins: Mapping[str, str],
+    pinned: Sequence[tuple[Tensor, str]] = (),
 ) -> Settled:
-    """Apply what is supposed of each doubt (by key; Supposition() if missing) and pin the keys of `pins`."""
+    """Apply what is supposed of each doubt (by key; Supposition() if missing) and pin the keys of `pins`.
+
+    `pinned` holds further names (any shape), each with a reason.
+    """
     names = seen.names.copy()
+    for channels, reason in pinned:
+        names.pin(channels, reason)
     for doubt in seen.doubts:
         if doubt.key in pins:
             names.pin(doubt.names, f"{doubt.text}: {pins[doubt.key]}")

@@ -45,13 +45,21 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "nam
     return graph
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Attempt:
-    """A graph under suppositions, and which lines of code each group depends on."""
+    """A graph under suppositions, and which doubts each group depends on, by key."""
 
     settled: Settled
     graph: ChannelGraph
     doubted: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a cut network is not exact. It blames numbers only if all shapes and places were right."""
+
+    text: str
+    of_values: bool = False
 
 
 class _Search:
@@ -61,6 +69,8 @@ class _Search:
         self.model, self.example, self.seen = model, example_inputs, seen
         self.suppositions: dict[str, Supposition] = {}
         self.pins: dict[str, str] = {}
+        self.pinned: list[tuple[Tensor, str]] = []
+        self.of_values = {doubt.key for doubt in seen.doubts if doubt.of_values}
         self.limit: dict[str, int] = {}
         for doubt in seen.doubts:
             self.limit[doubt.key] = max(self.limit.get(doubt.key, 1), ranks(doubt))
@@ -71,26 +81,29 @@ class _Search:
             failure = self._disproof(attempt, attempt.doubted)
             if failure is None:
                 return attempt.graph
-            for keys, reason in self._blame(attempt, failure).items():
-                self._reconsider(keys, reason)
+            blamed = self._blame(attempt, failure)
+            for keys, found in blamed.items():
+                self._reconsider(keys, found)
+            if not blamed and not self._pin_groups(attempt):
+                break
         raise NotFollowed(
-            f"no cut of {type(self.model).__name__} could be shown to be exact: {failure}",
+            f"no cut of {type(self.model).__name__} could be shown to be exact: {failure.text if failure else ''}",
             at="surgery.trace",
             effect="no graph; the model is unchanged",
             fix="trace the parts of the network one by one to find the one that cannot be cut",
         )
 
     def _attempt(self) -> _Attempt:
-        settled = settle(self.seen, self.model, self.suppositions, self.pins)
+        settled = settle(self.seen, self.model, self.suppositions, self.pins, self.pinned)
         axes, reasons = resolve(self.seen, settled.names, settled.label)
         inputs = {name: int(settled.label[channel]) for name, channel in self.seen.inputs.items()}
-        graph = build({**axes, **settled.sizes}, reasons, self.seen.layers, self.model, inputs, self.seen.unseen)
-        return _Attempt(settled, graph, self._doubted(settled.label, {**axes, **settled.sizes}, graph))
+        axes |= settled.sizes
+        graph = build(axes, reasons, self.seen.layers, self.model, inputs, self.seen.unseen)
+        return _Attempt(settled, graph, self._doubted(settled.label, axes, graph))
 
     def _doubted(
         self, label: Tensor, axes: Mapping[AxisKey, Axis], graph: ChannelGraph
     ) -> dict[str, frozenset[str]]:
-        """Per group the keys of the doubts that concern it."""
         owner = torch.full((len(label) + 1,), -1)
         for i, group in enumerate(graph.groups):
             slot = group.slots[0]
@@ -101,25 +114,38 @@ class _Search:
                 found.setdefault(i, set()).add(doubt.key)
         return {group.name: frozenset(found.get(i, ())) for i, group in enumerate(graph.groups)}
 
-    def _blame(self, attempt: _Attempt, together: str) -> dict[frozenset[str], str]:
-        """Sets of lines whose groups fail on their own, with the reason; all of them, if none does."""
-        sets = {keys for keys in attempt.doubted.values() if keys}
-        if len(sets) > 1:
-            alone = {keys: self._disproof(attempt, _with(attempt, keys)) for keys in sets}
-            guilty = {keys: reason for keys, reason in alone.items() if reason}
-            if guilty:
+    def _blame(self, attempt: _Attempt, together: _Failure) -> dict[frozenset[str], _Failure]:
+        """Sets of lines whose groups fail on their own, with the failure; all of them, if none does."""
+        sets: dict[frozenset[str], list[str]] = {}
+        for name, keys in attempt.doubted.items():
+            likely = frozenset(key for key in keys if (key in self.of_values) == together.of_values) or keys
+            sets.setdefault(likely, []).append(name)
+        blank = sets.pop(frozenset(), [])
+        if len(sets) + bool(blank) > 1:
+            alone = {keys: self._disproof(attempt, names) for keys, names in sets.items()}
+            guilty = {keys: failure for keys, failure in alone.items() if failure}
+            if guilty or (blank and self._disproof(attempt, blank)):
                 return guilty
         return dict.fromkeys(sets, together)
 
-    def _reconsider(self, keys: frozenset[str], reason: str) -> None:
-        for key in keys:
-            now = self.suppositions.get(key, Supposition()).next()
-            if now.rank >= self.limit[key]:
-                self.pins[key] = reason
-            else:
-                self.suppositions[key] = now
+    def _reconsider(self, keys: frozenset[str], failure: _Failure) -> None:
+        now = {key: self.suppositions.get(key, Supposition()).next() for key in keys}
+        if all(supposition.rank >= self.limit[key] for key, supposition in now.items()):
+            self.pins |= dict.fromkeys(keys, failure.text)
+        self.suppositions |= now
 
-    def _disproof(self, attempt: _Attempt, groups: Iterable[str]) -> str | None:
+    def _pin_groups(self, attempt: _Attempt) -> bool:
+        """No line is to blame: pin the groups that fail on their own."""
+        before = len(self.pinned)
+        for group in attempt.graph.groups:
+            failure = self._disproof(attempt, [group.name])
+            if failure:
+                slot = next(s for s in group.slots if (s.tensor, s.axis) in self.seen.axes)
+                channels = self.seen.axes[slot.tensor, slot.axis].names[slot.positions]
+                self.pinned.append((channels, failure.text))
+        return len(self.pinned) > before
+
+    def _disproof(self, attempt: _Attempt, groups: Iterable[str]) -> _Failure | None:
         """Cut a third of the units of `groups`; None if that is exact."""
         graph = attempt.graph
         keep = {name: _third(graph.by_name[name].units) for name in groups}
@@ -132,24 +158,18 @@ class _Search:
             with twinned(small):
                 again = observe(small, self.example)
         except SurgeryError as error:
-            return f"a cut network does not run ({str(error).splitlines()[0]})"
+            return _Failure(f"a cut network does not run ({str(error).splitlines()[0]})")
         if again.outputs != self.seen.outputs:
-            return "a cut network has outputs of another shape"
+            return _Failure("a cut network has outputs of another shape")
         if not _same_names(self.seen, again, alive):
-            return "a cut network reads other channels"
+            return _Failure("a cut network reads other channels")
         mask_(probe, graph, full)
-        return self._difference(probe, small)
-
-    def _difference(self, masked: nn.Module, small: nn.Module) -> str | None:
         try:
-            check_equal(masked, small, self.example)
+            check_equal(probe, small, self.example)
         except NotEqual as error:
-            return f"a cut network could not be shown to compute the same ({str(error).splitlines()[0]})"
+            text = str(error).splitlines()[0]
+            return _Failure(f"a cut network could not be shown to compute the same ({text})", of_values=True)
         return None
-
-
-def _with(attempt: _Attempt, keys: frozenset[str]) -> list[str]:
-    return [name for name, doubted in attempt.doubted.items() if doubted == keys]
 
 
 def _third(units: int) -> Tensor:

@@ -96,7 +96,8 @@ def _group_norm(
 
 
 def _share(open_: Tensor, input: Tensor) -> Tensor:
-    return (open_ / open_.sum().clamp_min(1e-12)).to(input.dtype)
+    open_ = open_.to(input.dtype)
+    return open_ / open_.sum().clamp_min(1e-12)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

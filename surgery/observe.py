@@ -54,11 +54,13 @@ class _Run(Listener):
 
     def run(self) -> Observed:
         self._name_inputs()
-        self._finish(listen(self.model, self.example, self))
+        output = listen(self.model, self.example, self)
+        self.seen.outputs = [leaf.shape for leaf in _tensors(output)]
+        self._pin_outputs(output)
         if self._unseen():
             self.counting = False
             try:
-                listen(self.model, self.example, self, training=True)
+                self._pin_outputs(listen(self.model, self.example, self, training=True))
             except CaptureFailed:
                 pass  # the layers stay unseen, and are listed as such
         self.seen.unseen = self._unseen()
@@ -72,9 +74,8 @@ class _Run(Listener):
                 self.seen.names.pin(name, "model input")
                 self.known[leaf] = name.view([1] * leaf.dim()).expand(leaf.shape)
 
-    def _finish(self, output: Any) -> None:
+    def _pin_outputs(self, output: Any) -> None:
         for leaf in _tensors(output):
-            self.seen.outputs.append(leaf.shape)
             state = self.states.get(id(leaf))
             if state is not None:
                 self.seen.opaque[state.name] = "model output"
@@ -301,13 +302,16 @@ class Call:
 
     # doubts
 
-    def doubt(self, names: Tensor, text: str, sizes: tuple[int, ...] | None = None) -> None:
+    def doubt(
+        self, names: Tensor, text: str, sizes: tuple[int, ...] | None = None, *, of_values: bool = False
+    ) -> None:
         """The channels in `names`, those of the result, are free only if a cut network proves it."""
         if not varying(names):
             return
         spelled = sizes or (-1,) * names.dim()
         key = f"{self.name} at {source_line()}"
-        self._seen.doubts.append(Doubt(key, f"{self.name} at {self.where} {text}", names, spelled, self.owner))
+        text = f"{self.name} at {self.where} {text}"
+        self._seen.doubts.append(Doubt(key, text, names, spelled, self.owner, of_values))
 
     def became_python(self) -> None:
         self._run.became_python(self.raw(0), self.name)

@@ -35,6 +35,7 @@ class Doubt:
 
     `key` is the operator with its line of code, the same in every block that runs this line; `names` those of the
     result; `sizes` what was spelled out per axis of the result (-1: left open) by the code of the module `owner`.
+    A doubt `of_values` is about numbers that may belong to the width; all others are about shapes and places.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Doubt:
     names: Tensor
     sizes: tuple[int, ...]
     owner: str
+    of_values: bool = False
 
 
 @dataclass

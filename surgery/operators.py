@@ -22,7 +22,7 @@ def arithmetic(call: Any, *args: Any, **kwargs: Any) -> Tensor:
     result = elementwise(call, *args, **kwargs)
     numbers = [str(a) for a in args if isinstance(a, int | float)]
     if numbers:
-        call.doubt(result, f"meets the number {', '.join(numbers)}")
+        call.doubt(result, f"meets the number {', '.join(numbers)}", of_values=True)
     return result
 
 
@@ -351,9 +351,9 @@ RULES: dict[str, Rule] = {
         "feature_alpha_dropout feature_dropout fill floor floor_divide fmod frac ge gelu gt hardshrink hardsigmoid "
         "hardswish hardtanh heaviside isfinite isinf isnan le leaky_relu lerp lift_fresh lift_fresh_copy log log10 "
         "log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum mish "
-        "nan_to_num ne neg negative ones_like full_like reciprocal relu relu6 remainder resolve_conj resolve_neg "
+        "nan_to_num ne neg negative reciprocal relu relu6 remainder resolve_conj resolve_neg "
         "round rrelu rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh "
-        "threshold to type_as trunc where xlogy zero zeros_like",
+        "threshold to type_as trunc where xlogy zero",
     ),
     **rows(
         movement,
@@ -401,7 +401,7 @@ RULES: dict[str, Rule] = {
     **rows(
         constant,
         "zeros ones full arange empty new_zeros new_ones new_full new_empty scalar_tensor eye linspace rand randn "
-        "empty_like rand_like randn_like bernoulli tril_indices triu_indices meshgrid",
+        "empty_like full_like ones_like rand_like randn_like zeros_like bernoulli tril_indices triu_indices meshgrid",
     ),
     **rows(nothing, "_assert_tensor_metadata _assert_scalar _assert_async size stride numel is_same_size storage_offset"),
     **rows(python_value, "item is_nonzero _local_scalar_dense equal allclose"),

@@ -40,7 +40,7 @@ def join(call: Any, parts: Sequence[Tensor]) -> Tensor:
     if constant[0] and not all(constant):
         first = together(_first_name, [first, *rest])
     if any(constant) and rest:
-        call.doubt(first, "meets a constant made in the forward, as wide as the channels")
+        call.doubt(first, "meets a constant made in the forward, as wide as the channels", of_values=True)
     return first
 
 

@@ -1,9 +1,15 @@
-"""The oracle of surgery, which shares no code with it: closed channels are zeroed in the *inputs* of their readers."""
+"""The oracle of surgery, which shares no code with it: closed channels are zeroed in the *inputs* of their readers.
 
+Readers that are no convolution or linear layer called as such (attention, LSTM, a bare parameter) get zeros in their
+weights. Norms over the width are computed on the open channels alone, picked out.
+"""
+
+import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -62,13 +68,60 @@ READERS = (
 
 def gated_output(model: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor], x: Any) -> Any:
     """The output of `model` when each layer that reads a closed channel finds zeros there."""
-    tensors = dict(model.named_parameters())
-    closed = [
-        (tensors[slot.tensor], slot.positions[~keep[group.name]].reshape(-1))
-        for group in graph.groups if group.name in keep for slot in group.readers
-    ]
-    with torch.no_grad(), _Gates(closed):
-        return run(model, x)
+    tensors, closed, zeroed = dict(model.named_parameters()), [], []
+    called = {
+        id(m.weight) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)
+        and not isinstance(model.get_submodule(n.rpartition(".")[0]), nn.MultiheadAttention)
+    }
+    hooks, norms = [], dict[str, Tensor]()
+    for group in graph.groups:
+        if group.name not in keep:
+            continue
+        for slot in group.slots:
+            positions = slot.positions[~keep[group.name]].reshape(-1)
+            if slot.role == "read":
+                (closed if id(tensors[slot.tensor]) in called else zeroed).append((slot, positions))
+            elif slot.role == "norm":
+                flags = norms.setdefault(slot.tensor, torch.ones(graph.sizes[slot.tensor], dtype=torch.bool))
+                flags[positions] = False
+    for name, flags in norms.items():
+        hooks.append(model.get_submodule(name.rpartition(".")[0]).register_forward_hook(_norm_of_the_open(flags)))
+    before = {slot.tensor: tensors[slot.tensor].detach().clone() for slot, _ in zeroed}
+    try:
+        with torch.no_grad():
+            for slot, positions in zeroed:
+                tensors[slot.tensor].index_fill_(slot.axis, positions, 0)
+            with _Gates([(tensors[slot.tensor], positions) for slot, positions in closed]):
+                return run(model, x)
+    finally:
+        with torch.no_grad():
+            for name, value in before.items():
+                tensors[name].copy_(value)
+        for hook in hooks:
+            hook.remove()
+
+
+def _norm_of_the_open(flags: Tensor) -> Any:
+    """A forward hook that computes the norm anew on the channels in `flags`."""
+
+    def hook(norm: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        channels_first = isinstance(norm, nn.GroupNorm | torchvision.models.convnext.LayerNorm2d)
+        axis = 1 if channels_first else args[0].dim() - 1
+        x = args[0].movedim(axis, -1)[..., flags]
+        small = copy.deepcopy(norm)
+        small._forward_hooks.clear()
+        for name in ("weight", "bias"):
+            if getattr(norm, name, None) is not None:
+                setattr(small, name, nn.Parameter(getattr(norm, name)[flags]))
+        if isinstance(norm, nn.GroupNorm):
+            small.num_channels = int(flags.sum())
+        else:
+            small.normalized_shape = (int(flags.sum()),)
+        result = output.clone().movedim(axis, -1)
+        result[..., flags] = small(x.movedim(-1, axis)).movedim(axis, -1)
+        return result.movedim(-1, axis)
+
+    return hook
 
 
 def run(model: nn.Module, x: Any) -> Any:

@@ -738,12 +738,6 @@ class PythonNumber(Net):
         return x * float(x.max().item())
 
 
-REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "dynamic_branch": (DynamicBranch, "DynamicBranch.body"),
-    "python_number": (PythonNumber, "PythonNumber.body"),
-}
-"""Networks that no capture can follow, and the place in the forward that the error must name."""
-
 ZOO: dict[str, Case] = {
     "plain": Case(Plain, (2, 3, 8, 8), free=("0", "3")),
     "residual": Case(Residual, (2, 3, 8, 8), free=("stem.0", "a")),
@@ -752,7 +746,7 @@ ZOO: dict[str, Case] = {
     "self_concat": Case(SelfConcat, (2, 3, 8, 8), free=("stem.0",)),
     "chunk_gate": Case(ChunkGate, (2, 3, 8, 8), free=("stem.0", "a")),
     "split_constants": Case(SplitConstants, (2, 3, 8, 8), pinned="split"),
-    "channel_shuffle": Case(ChannelShuffle, (2, 3, 8, 8), pinned="splits the channels"),
+    "channel_shuffle": Case(ChannelShuffle, (2, 3, 8, 8), free=("stem.0",)),
     "channel_shuffle_module": Case(ChannelShuffleModule, (2, 3, 8, 8), free=("stem.0", "a")),
     "flip": Case(Flip, (2, 3, 8, 8), free=("stem.0",)),
     "roll_channels": Case(RollChannels, (2, 3, 8, 8), pinned="roll"),
@@ -781,8 +775,8 @@ ZOO: dict[str, Case] = {
     "no_grad_stem": Case(NoGradStem, (2, 3, 8, 8), free=("stem.0",)),
     "detach": Case(Detach, (2, 3, 8, 8), free=("stem.0",)),
     "two_heads": Case(TwoHeads, (2, 3, 8, 8), free=("stem.0",), pinned="model output"),
-    "group_norm": Case(GroupNorm, (2, 3, 8, 8), free=("a",), pinned="group_norm"),
-    "layer_norm_mlp": Case(LayerNormMlp, (2, 3, 8, 8), free=("up",), pinned="layer_norm"),
+    "group_norm": Case(GroupNorm, (2, 3, 8, 8), free=("stem.0", "a")),
+    "layer_norm_mlp": Case(LayerNormMlp, (2, 3, 8, 8), free=("embed", "up")),
     "prelu_sigmoid": Case(PreluSigmoid, (2, 3, 8, 8), free=("stem.0", "a")),
     "softmax_over_channels": Case(SoftmaxOverChannels, (2, 3, 8, 8), pinned="across the channels"),
     "unknown_operator": Case(UnknownOperator, (2, 3, 8, 8), pinned="sort"),
@@ -793,10 +787,10 @@ ZOO: dict[str, Case] = {
         inputs=lambda x: {"batch": {"image": x, "weight": x[:, :1, 0, 0]}, "gain": 2.0},
     ),
     "lstm_tail": Case(LstmTail, (2, 3, 8, 8), free=("stem.0",), pinned="lstm"),
-    "einsum": Case(Einsum, (2, 3, 8, 8), pinned="einsum"),
-    "attention": Case(Attention, (2, 3, 4, 4), free=("embed", "up"), pinned="splits the channels"),
-    "fused_attention": Case(FusedAttention, (2, 3, 4, 4), free=("up",), pinned="splits the channels"),
-    "multihead_attention": Case(MultiheadAttention, (2, 3, 4, 4), free=("up",), pinned="unflatten at attend"),
+    "einsum": Case(Einsum, (2, 3, 8, 8), free=("stem.0", "mix"), pinned="sum"),
+    "attention": Case(Attention, (2, 3, 4, 4), free=("embed", "up"), pinned="reshape at the model's forward to (2, 16, 3, 2, 4)"),
+    "fused_attention": Case(FusedAttention, (2, 3, 4, 4), free=("embed", "up"), pinned="reshape at the model's"),
+    "multihead_attention": Case(MultiheadAttention, (2, 3, 4, 4), free=("embed", "attend.in_proj_weight", "up")),
     "class_token": Case(ClassToken, (2, 3, 8, 8), free=("embed", "up")),
     "data_parallel": Case(DataParallel, (2, 3, 8, 8), free=("module.0", "module.3")),
     "frozen_parts": Case(FrozenParts, (2, 3, 8, 8), free=("stem.0", "a")),
@@ -825,6 +819,8 @@ ZOO: dict[str, Case] = {
     "transposed_tie": Case(TransposedTie, (2, 3, 8, 8), pinned="also element by element"),
     "tile_and_glu": Case(TileAndGlu, (2, 3, 8, 8), free=("stem.0",)),
     "checkpointed": Case(Checkpointed, (2, 3, 8, 8), free=("stem.0", "a")),
+    "dynamic_branch": Case(DynamicBranch, (2, 3, 8, 8), pinned="DynamicBranch.body, line"),
+    "python_number": Case(PythonNumber, (2, 3, 8, 8), pinned="PythonNumber.body, line"),
     "drop_path": Case(DropPath, (2, 3, 8, 8), free=("stem.0",)),
 }
 

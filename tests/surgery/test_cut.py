@@ -108,7 +108,8 @@ def test_the_input_model_is_untouched(name: str) -> None:
         assert p.grad is None or torch.equal(p.grad, grads[n])
     leaves = zip(torch.utils._pytree.tree_leaves(x), torch.utils._pytree.tree_leaves(kept_x), strict=True)
     assert all(torch.equal(a, b) for a, b in leaves if isinstance(a, Tensor))
-    assert described(masked) == shown
+    if not any(group.norms for group in graph.groups):  # a norm that leaves channels out is another class
+        assert described(masked) == shown
     assert described(small) == shown
     assert not {t.data_ptr() for t in small.state_dict().values()} & {t.data_ptr() for t in model.state_dict().values()}
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import randomised
 
-from surgery.capture import capture
+
 from surgery.names import NEUTRAL, Names
 from surgery.observe import observe
 from surgery.operators import RULES
@@ -99,6 +99,28 @@ UNARY: dict[str, Forward] = {
     "normalize over space": lambda x: F.normalize(x, dim=2),
     "layer_norm over space": lambda x: F.layer_norm(x, (4, 4)),
     "instance_norm": lambda x: F.instance_norm(x),
+    "einsum that permutes": lambda x: torch.einsum("nchw->nhwc", x),
+    "pad channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)),
+    "unfold": lambda x: F.unfold(x, 2),
+    "fold": lambda x: F.fold(x.flatten(2)[..., :1], 2, 2),
+    "softmax of split channels": lambda x: x.unflatten(1, (4, 2)).softmax(2),
+    "attention": lambda x: F.scaled_dot_product_attention(*[x.flatten(2).unflatten(1, (4, 2)).mT] * 3),
+    "matmul per head": lambda x: x.flatten(2).unflatten(1, (4, 2)).mT @ x.flatten(2).unflatten(1, (4, 2)),
+    "einsum per head": lambda x: torch.einsum("nhcs,nhct->nhst", *[x.flatten(2).unflatten(1, (4, 2))] * 2),
+    "matmul over space": lambda x: x @ torch.linspace(0, 1, 12, dtype=x.dtype).view(4, 3),
+    "grid_sample": lambda x: F.grid_sample(x, torch.zeros(2, 3, 3, 2, dtype=x.dtype) + 0.3, align_corners=False),
+    "topmost": lambda x: x.argmax(3) * 1.0 + x.cummax(2).values[..., 0],
+}
+DOUBTED: dict[str, Forward] = {
+    "slice": lambda x: x[:, 2:],
+    "select": lambda x: x[:, 3],
+    "split": lambda x: x.split([3, 5], 1)[0],
+    "index": lambda x: x[:, [1, 0]],
+    "unflatten": lambda x: x.unflatten(1, (2, 4)),
+    "index_select": lambda x: x.index_select(1, torch.tensor([2, 0])),
+    "constant factor": lambda x: x * torch.linspace(1, 2, CHANNELS, dtype=x.dtype).view(-1, 1, 1),
+    "view": lambda x: x.view(-1, 8, 16),
+    "number": lambda x: x * 0.3,
 }
 PINNED: dict[str, Forward] = {
     "softmax": lambda x: x.softmax(1),
@@ -109,18 +131,11 @@ PINNED: dict[str, Forward] = {
     "layer_norm": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (CHANNELS,)),
     "group_norm": lambda x: F.group_norm(x, 2),
     "sort": lambda x: x.sort(1).values,
-    "slice": lambda x: x[:, 2:],
-    "select": lambda x: x[:, 3],
     "roll": lambda x: x.roll(1, 1),
-    "split": lambda x: x.split([3, 5], 1)[0],
-    "pad": lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)),
     "matmul": lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2),
     "einsum": lambda x: torch.einsum("nchw,ndhw->ncd", x, x),
-    "einsum by itself": lambda x: torch.einsum("nchw->nhwc", x),
-    "index": lambda x: x[:, [1, 0]],
     "max over channels": lambda x: x.max(1).values,
     "max of all": lambda x: x - x.max(),
-    "unflatten": lambda x: x.unflatten(1, (2, 4)),
     "argmax": lambda x: x.argmax(1) * 1.0,
     "cosine": lambda x: F.cosine_similarity(x, x + 1, dim=1),
     "local response norm": lambda x: F.local_response_norm(x, 3),
@@ -174,6 +189,7 @@ class Said:
     output: Tensor
     pinned: dict[int, str]
     axes: dict[tuple[str, int], tuple[str, Tensor]]
+    doubts: list[str]
 
 
 def said(probe: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Said:
@@ -189,14 +205,14 @@ def said(probe: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Said:
     model = Written(probe).double().eval()
     with monkeypatch.context() as patch:
         patch.setattr(Names, "pin", without_outputs)
-        seen = observe(capture(model, torch.randn(2, 3, 4, 4, dtype=torch.float64)), model)
+        seen = observe(model, torch.randn(2, 3, 4, 4, dtype=torch.float64))
     label = seen.names.classes()
 
     def classes(names: Tensor) -> Tensor:
         return torch.where(names == NEUTRAL, NEUTRAL, label[names.clamp_min(0)])
 
     axes = {key: (axis.role, classes(axis.names)) for key, axis in seen.axes.items()}
-    return Said(axes["stem.weight", 0][1], classes(output[0]), seen.names.reasons(label), axes)
+    return Said(axes["stem.weight", 0][1], classes(output[0]), seen.names.reasons(label), axes, [doubt.text for doubt in seen.doubts])
 
 
 def moves(compute: Callable[[], Tensor], reference: Tensor) -> Tensor:
@@ -245,6 +261,14 @@ def test_what_mixes_or_counts_channels_is_pinned(function: Forward, monkeypatch:
     names = said(probe, monkeypatch)
     assert set(names.stem.tolist()) <= names.pinned.keys()
     assert unexplained(moved_by_channel(probe), names) == 0
+
+
+@pytest.mark.parametrize("function", DOUBTED.values(), ids=DOUBTED.keys())
+def test_what_may_not_follow_a_cut_is_followed_and_doubted(function: Forward, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Probe(function)
+    names = said(probe, monkeypatch)
+    assert unexplained(moved_by_channel(probe), names) == 0
+    assert names.doubts
 
 
 @pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS.keys())
