@@ -83,6 +83,16 @@ class Listener:
 
     def __init__(self) -> None:
         self.stack: list[str] = []
+        self._thinking = False
+
+    @contextlib.contextmanager
+    def thinking(self) -> Iterator[None]:
+        """What the listener computes itself, outside of `operator`, is no part of the run."""
+        self._thinking = True
+        try:
+            yield
+        finally:
+            self._thinking = False
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """After an operator ran."""
@@ -134,6 +144,8 @@ class _Operators(SchemaCheckMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self.listener._thinking:
+            return result
         self.count += 1
         if self.count > NODE_LIMIT:
             raise _too_large(f"more than {NODE_LIMIT} operators")
@@ -152,7 +164,8 @@ class _PythonValues(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("tolist", "numpy", "__array__") and isinstance(args[0], Tensor):
-            self.listener.became_python(args[0], func.__name__)
+            with self.listener.thinking():
+                self.listener.became_python(args[0], func.__name__)
         return func(*args, **(kwargs or {}))
 
 
@@ -165,11 +178,13 @@ def _module_stack(model: nn.Module, listener: Listener) -> Iterator[None]:
     def enter(module: nn.Module, args: Any) -> None:
         if module in names:
             listener.stack.append(names[module])
-            listener.entered(args)
+            with listener.thinking():
+                listener.entered(args)
 
     def leave(module: nn.Module, _: Any, output: Any) -> None:
         if module in names and listener.stack:
-            listener.left(output)
+            with listener.thinking():
+                listener.left(output)
             listener.stack.pop()
 
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
