@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from diffprune.errors import NothingToCut
 from diffprune.gates import GATES, Gate
-from surgery import ChannelGraph, SizeModel
+from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
 
 
 class GatedModel(nn.Module):
@@ -40,11 +40,15 @@ class GatedModel(nn.Module):
         self._readers = _reader_axes(graph)
         for i, (_, _axis, index) in enumerate(self._readers):
             self.register_buffer(f"reader_{i}", index.to(device), persistent=False)
+        self._norms = norm_units(graph)
+        for i, (name, index) in enumerate(self._norms.items()):
+            self.register_buffer(f"norm_{i}", index.to(device), persistent=False)
+            gate_norm_(self.model.get_submodule(name), torch.ones(len(index), device=device))
         self.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         gates = self.sample() if self.training else self.hard()
-        return functional_call(self.model, self.gated_weights(gates), args, kwargs)
+        return functional_call(self.model, {**self.gated_weights(gates), **self.norm_counts(gates)}, args, kwargs)
 
     def sample(self) -> Tensor:
         """Gates of one step, shape (units,), differentiable in the logits."""
@@ -84,8 +88,19 @@ class GatedModel(nn.Module):
             weights[name] = weight * factors[getattr(self, f"reader_{i}")].view(shape).to(weight.dtype)
         return weights
 
+    def norm_counts(self, gates: Tensor) -> dict[str, Tensor]:
+        """Which channels the norms over a width count: 1 where the gate of shape (units,) is open, 0 where closed.
+
+        The value is binary whatever the gate is, as it is after the cut; its gradient is that of the gate, relative.
+        """
+        scale = torch.where(gates > 0, gates, 1.0)
+        factors = torch.cat(((gates > 0) * scale / scale.detach(), gates.new_ones(1)))
+        return {f"{name}.open": factors[getattr(self, f"norm_{i}")] for i, name in enumerate(self._norms)}
+
     def folded(self, keep: Tensor | None = None) -> nn.Module:
         """A plain copy of the network with the hard gates written into the weights.
+
+        Norms over a width stay gated while channels are closed; a cut makes them plain.
 
         `keep`, a boolean of shape (units,), decides what is open instead of the logits: what it re-opens gets the
         smallest open gate, what it closes zero.
@@ -99,6 +114,10 @@ class GatedModel(nn.Module):
             tensors = dict(plain.named_parameters())
             for name, weight in self.gated_weights(gates).items():
                 tensors[name].copy_(weight)
+            for name, counts in self.norm_counts(gates).items():
+                norm = plain.get_submodule(name.removesuffix(".open"))
+                norm.get_buffer("open").copy_(counts)
+                ungate_(norm)
         return plain
 
 

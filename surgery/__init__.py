@@ -3,9 +3,21 @@
 from surgery.capture import ExampleInputs, as_call, evaluating
 from surgery.check import check_equal
 from surgery.cut import Receipt, cut, mask
-from surgery.errors import BadFile, BadKeep, CaptureFailed, FinderFailed, NotCopied, NotEqual, NotFollowed, SurgeryError
+from surgery.errors import (
+    BadFile,
+    BadKeep,
+    CaptureFailed,
+    FinderFailed,
+    NotCarried,
+    NotCopied,
+    NotEqual,
+    NotFollowed,
+    SurgeryError,
+)
 from surgery.finder import trace
 from surgery.graph import ChannelGraph, ChannelGroup, Keep, Layer, Pinned, Slot
+from surgery.norms import gate_norm_, norm_units, ungate_
+from surgery.optimizer import carry_optimizer_
 from surgery.size import Size, SizeModel
 from surgery.store import load, save
 
@@ -19,6 +31,7 @@ __all__ = [
     "FinderFailed",
     "Keep",
     "Layer",
+    "NotCarried",
     "NotCopied",
     "NotEqual",
     "NotFollowed",
@@ -29,11 +42,15 @@ __all__ = [
     "Slot",
     "SurgeryError",
     "as_call",
+    "carry_optimizer_",
     "check_equal",
     "cut",
     "evaluating",
+    "gate_norm_",
     "load",
     "mask",
+    "norm_units",
     "save",
     "trace",
+    "ungate_",
 ]

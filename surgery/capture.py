@@ -10,7 +10,8 @@ import os
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ class _Operators(SchemaCheckMode):
     """The only kind of mode that torch lets users put before autograd; of its own checks nothing is left."""
 
     def __init__(self, listener: Listener) -> None:
-        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)  # type: ignore[attr-defined]
+        TorchDispatchMode.__init__(self, torch._C.DispatchKey.PreDispatch)
         self.listener, self.count = listener, 0
         self.deadline = time.monotonic() + SECONDS_LIMIT
 
@@ -198,12 +199,12 @@ def _module_stack(model: nn.Module, listener: Listener) -> Iterator[None]:
 
 def source_line() -> str:
     """The line of the network's code that is running."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if not _foreign(code.co_filename):
             return f"{code.co_qualname}, line {frame.f_lineno} of {os.path.basename(code.co_filename)}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "the forward of the model"
 
 

@@ -6,16 +6,20 @@ A parameter as the second factor is a linear layer: it reads the summed letter a
 """
 
 import string
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from surgery.names import varying
 from surgery.observed import State
 from surgery.rules import CannotFollow, Rule, meet, rows
 
+if TYPE_CHECKING:
+    from surgery.observe import Call
 
-def contract(call: Any, terms: list[str], out: str, operands: list[Any]) -> Tensor:
+
+def contract(call: "Call", terms: list[str], out: str, operands: list[Any]) -> Tensor:
     """The names of the sum of products of `operands`, whose axes are lettered by `terms`; those in `out` remain."""
     weights = [i for i, operand in enumerate(operands) if isinstance(operand, State)]
     if len(weights) == 1 and len(operands) == 2:
@@ -27,13 +31,13 @@ def contract(call: Any, terms: list[str], out: str, operands: list[Any]) -> Tens
     if any(sum(letter in letters for letters in along) == 1 for letter in summed):
         raise CannotFollow("sums over the channels")
     parts = [_laid_out(call, term, names, out, summed) for term, names in zip(terms, named, strict=True)]
-    lines = [{a for a in varying(part)} for part in parts]
+    lines = [set(varying(part)) for part in parts]
     if len(parts) > 1 and all(lines) and not set.intersection(*lines):
         raise CannotFollow("multiplies channels by channels")
     return meet(call, parts)
 
 
-def _laid_out(call: Any, term: str, names: Tensor, out: str, summed: set[str]) -> Tensor:
+def _laid_out(call: "Call", term: str, names: Tensor, out: str, summed: set[str]) -> Tensor:
     """`names` with the axes of `out`; what was summed is tied and gone."""
     for axis in reversed(range(len(term))):
         if term[axis] in summed:
@@ -49,7 +53,7 @@ def _laid_out(call: Any, term: str, names: Tensor, out: str, summed: set[str]) -
     return names
 
 
-def _weighted(call: Any, term: str, x: Any, letters: str, weight: State, out: str) -> Tensor:
+def _weighted(call: "Call", term: str, x: Any, letters: str, weight: State, out: str) -> Tensor:
     reads = [letter for letter in letters if letter in term and letter not in out]
     writes = [letter for letter in letters if letter not in term and letter in out]
     if len(reads) != 1 or len(writes) != 1 or len(letters) != 2:
@@ -60,14 +64,15 @@ def _weighted(call: Any, term: str, x: Any, letters: str, weight: State, out: st
     return call.spread(written, out.index(writes[0]))
 
 
-def einsum(call: Any, equation: str, operands: list[Any], *_: Any, **__: Any) -> Tensor:
-    terms, _, out = equation.replace(" ", "").partition("->")
-    if "..." in equation or not out or any(len(set(t)) < len(t) for t in terms.split(",")):
+def einsum(call: "Call", equation: str, operands: list[Any], *_: Any, **__: Any) -> Tensor:
+    given, out = equation.replace(" ", "").partition("->")[::2]
+    terms = given.split(",")
+    if "..." in equation or not out or any(len(set(term)) < len(term) for term in terms):
         raise CannotFollow(f"{equation} is not followed")
-    return contract(call, terms.split(","), out, operands)
+    return contract(call, terms, out, operands)
 
 
-def matmul(call: Any, a: Any, b: Any) -> Tensor:
+def matmul(call: "Call", a: Any, b: Any) -> Tensor:
     """(..., m, k) @ (..., k, n); leading axes broadcast, vectors have one axis."""
     ranks = [len(a.shape), len(b.shape)]
     batch = string.ascii_lowercase[: max(0, max(ranks) - 2)]
@@ -77,18 +82,18 @@ def matmul(call: Any, a: Any, b: Any) -> Tensor:
     return contract(call, [first, second], out, [a, b])
 
 
-def add_matmul(call: Any, c: Any, a: Any, b: Any, **_: Any) -> Tensor:
+def add_matmul(call: "Call", c: Any, a: Any, b: Any, **_: Any) -> Tensor:
     """c + a @ b."""
     product = matmul(call, a, b)
     return meet(call, [product, call.element_names(c) if isinstance(c, State) else c])
 
 
-def attention(call: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, *_: Any, **named: Any) -> Tensor:
+def attention(call: "Call", q: Tensor, k: Tensor, v: Tensor, mask: Any = None, *_: Any, **named: Any) -> Tensor:
     """softmax(q k^T + mask) v over (..., tokens, head channels); with enable_gqa several query heads share a key."""
     if named.get("enable_gqa") and q.shape[-3] != k.shape[-3]:
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     batch = string.ascii_lowercase[: q.dim() - 2]
-    scores = _Within(call, [*q.shape[:-1], k.shape[-2]])
+    scores: Any = _Within(call, [*q.shape[:-1], k.shape[-2]])
     weights = contract(scores, [batch + "ME", batch + "NE"], batch + "MN", [q, k])
     if isinstance(mask, Tensor):
         weights = meet(scores, [weights, mask])
@@ -98,8 +103,8 @@ def attention(call: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any = None, *_: 
 class _Within:
     """A step inside of an operator: the same call with another shape of its result."""
 
-    def __init__(self, call: Any, shape: list[int]) -> None:
-        self._call, self.shape = call, call.shape.__class__(shape)
+    def __init__(self, call: "Call", shape: list[int]) -> None:
+        self._call, self.shape = call, torch.Size(shape)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)

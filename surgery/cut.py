@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surgery.errors import NotCopied
 from surgery.graph import ChannelGraph, Keep
-from surgery.norms import gate_norm_, norm_units
+from surgery.norms import gate_norm_, is_gated, narrow_gate_, norm_units
 from surgery.twins import twin_
 
 RECEIPT = "surgery_receipt"
@@ -78,6 +78,10 @@ def cut_to(model: nn.Module, graph: ChannelGraph, alive: Mapping[tuple[str, int]
             kept.setdefault(tensor, {})[axis] = flags.nonzero().squeeze(1)
     sizes = {name: len(axes[0]) for name, axes in kept.items() if name in graph.sizes and not name.endswith(SOURCE)}
     small = rebuilt(model, {name: axes for name, axes in kept.items() if name not in sizes}, sizes)
+    for name in sizes:
+        module = small.get_submodule(name.rpartition(".")[0])
+        if is_gated(module):
+            narrow_gate_(module, kept[name][0])
     dense = {**graph.shapes, **graph.buffers, **{name: (n,) for name, n in graph.sizes.items()}}
     receipt = _compose(getattr(model, RECEIPT, None), {n: dense[n] for n in kept if n not in sizes}, kept, sizes)
     setattr(small, RECEIPT, receipt)

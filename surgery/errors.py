@@ -28,6 +28,10 @@ class BadKeep(SurgeryError, ValueError):
     """A keep that does not fit its graph, or would empty a width."""
 
 
+class NotCarried(SurgeryError, ValueError):
+    """An optimizer that cannot go on with a network."""
+
+
 class NotEqual(SurgeryError, ArithmeticError):
     """Two networks that must compute the same do not."""
 

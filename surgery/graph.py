@@ -34,7 +34,7 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Units that are cut along one gate vector. `kind` is "filter", "neuron", "head" or, with several writers, "channel"."""
+    """Units that are cut along one gate vector. `kind`: "filter", "neuron", "head", or "channel" of several writers."""
 
     name: str
     kind: str

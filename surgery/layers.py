@@ -1,16 +1,18 @@
 """Operators with weights: which axis reads the names of the input, which writes new ones, which carries them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from surgery.names import NEUTRAL, dense, varying
 from surgery.rules import CannotFollow, Rule, rows, tie_along
 
+if TYPE_CHECKING:
+    from surgery.observe import Call
 
-def convolution(call: Any, x: Tensor, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
+
+def convolution(call: "Call", x: Tensor, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
     """Reads axis 1 of `weight` (out, in / groups, *kernel), writes axis 0. Depthwise: carries axis 0."""
     weight, groups = call.parameter(weight), _groups(call, rest)
     axis = 1 if x.dim() == len(weight.shape) else 0
@@ -34,7 +36,7 @@ def convolution(call: Any, x: Tensor, weight: Any, bias: Any = None, *rest: Any)
     return call.spread(written, axis)
 
 
-def transposed_convolution(call: Any, x: Tensor, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
+def transposed_convolution(call: "Call", x: Tensor, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
     """Reads axis 0 of `weight` (in, out / groups, *kernel), writes axis 1. Depthwise: carries axis 0."""
     weight, groups = call.parameter(weight), _groups(call, rest)
     axis = 1 if x.dim() == len(weight.shape) else 0
@@ -53,7 +55,7 @@ def transposed_convolution(call: Any, x: Tensor, weight: Any, bias: Any = None, 
     return call.spread(written, axis)
 
 
-def linear(call: Any, x: Tensor, weight: Any, bias: Any = None) -> Tensor:
+def linear(call: "Call", x: Tensor, weight: Any, bias: Any = None) -> Tensor:
     """Reads axis 1 of `weight` (out, in), writes axis 0."""
     weight = call.parameter(weight)
     call.read(weight, 1, call.vector(x, x.dim() - 1))
@@ -63,12 +65,12 @@ def linear(call: Any, x: Tensor, weight: Any, bias: Any = None) -> Tensor:
     return call.spread(written, len(call.shape) - 1)
 
 
-def embedding(call: Any, weight: Any, index: Tensor, *_: Any) -> Tensor:
+def embedding(call: "Call", weight: Any, index: Tensor, *_: Any) -> Tensor:
     """Writes axis 1 of `weight` (entries, channels)."""
     return call.spread(call.write(call.parameter(weight), 1), len(call.shape) - 1)
 
 
-def per_channel_norm(call: Any, x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any) -> Tensor:
+def per_channel_norm(call: "Call", x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any) -> Tensor:
     """Batch and instance norm: every statistic and scale belongs to one channel of axis 1."""
     names = call.vector(x, 1)
     for vector in (weight, bias, mean, variance):
@@ -76,13 +78,13 @@ def per_channel_norm(call: Any, x: Tensor, weight: Any, bias: Any, mean: Any, va
     return x
 
 
-def prelu(call: Any, x: Tensor, weight: Any) -> Tensor:
+def prelu(call: "Call", x: Tensor, weight: Any) -> Tensor:
     if call.parameter(weight).shape != (1,):
         call.carry(weight, 0, call.vector(x, 1 if x.dim() > 1 else 0))
     return x
 
 
-def layer_norm(call: Any, x: Tensor, shape: list[int], weight: Any = None, bias: Any = None, *_: Any) -> Tensor:
+def layer_norm(call: "Call", x: Tensor, shape: list[int], weight: Any = None, bias: Any = None, *_: Any) -> Tensor:
     """Layer and RMS norm: statistics over the last axes. Over the width they must leave closed channels out."""
     last = x.dim() - 1
     if varying(x) == [last] and len(shape) == 1:
@@ -95,11 +97,11 @@ def layer_norm(call: Any, x: Tensor, shape: list[int], weight: Any = None, bias:
     return x
 
 
-def rms_norm(call: Any, x: Tensor, shape: list[int], weight: Any = None, *_: Any) -> Tensor:
+def rms_norm(call: "Call", x: Tensor, shape: list[int], weight: Any = None, *_: Any) -> Tensor:
     return layer_norm(call, x, shape, weight)
 
 
-def group_norm(call: Any, x: Tensor, groups: int, weight: Any = None, bias: Any = None, *_: Any) -> Tensor:
+def group_norm(call: "Call", x: Tensor, groups: int, weight: Any = None, bias: Any = None, *_: Any) -> Tensor:
     """Statistics over the channels of each norm group.
 
     With more groups than channels in one, whole groups are cut, which changes no statistic; else every group loses
@@ -120,7 +122,7 @@ def group_norm(call: Any, x: Tensor, groups: int, weight: Any = None, bias: Any 
     return x
 
 
-def recurrent(call: Any, x: Tensor, hidden: Any, weights: list[Any], biased: bool, *rest: Any) -> list[Tensor]:
+def recurrent(call: "Call", x: Tensor, hidden: Any, weights: list[Any], biased: bool, *rest: Any) -> list[Tensor]:
     """LSTM, GRU and RNN: the first layer reads the input; hidden states stay whole."""
     names = call.vector(x, x.dim() - 1)
     if (dense(names) == NEUTRAL).any():
@@ -143,12 +145,12 @@ def recurrent(call: Any, x: Tensor, hidden: Any, weights: list[Any], biased: boo
     return [hidden_name.view([1] * t.dim()).expand(t.shape) for t in results]
 
 
-def _groups(call: Any, rest: tuple[Any, ...]) -> int:
+def _groups(call: "Call", rest: tuple[Any, ...]) -> int:
     """The group count: positional at the fourth place after the bias, or by keyword. Transposed: the same place."""
     return int(rest[3] if len(rest) > 3 else call.keyword("groups", 1))
 
 
-def _group_count(call: Any, weight: Any, names: Tensor, axis: int) -> None:
+def _group_count(call: "Call", weight: Any, names: Tensor, axis: int) -> None:
     """A convolution module's group count is set by the cut; one given to a function may be a constant."""
     if not isinstance(call.layer(weight), _ConvNd):
         call.doubt(call.spread(names, axis), "gets its group count from the forward")

@@ -74,7 +74,7 @@ def shortened(names: Tensor, axes: Sequence[int]) -> Tensor:
     if not axes or not names.numel():
         return names
     sizes = [1 if axis in axes else n for axis, n in enumerate(names.shape)]
-    return names.as_strided(sizes, names.stride())
+    return torch.as_strided(names, sizes, names.stride())
 
 
 def together(compute: Callable[..., Tensor], tensors: Sequence[Tensor], fixed: int | None = None) -> Tensor:

@@ -46,9 +46,33 @@ def gate_norm_(norm: nn.Module, open_: Tensor) -> None:
         with _Gated(self.open):
             return plain.forward(self, *args, **kwargs)
 
-    norm.__class__ = type(f"Gated{plain.__name__}", (plain,), {"forward": forward})
+    norm.__class__ = type(f"Gated{plain.__name__}", (plain,), {"forward": forward, "plain": plain})
     norm.register_buffer(OPEN, open_, persistent=False)
     norm.register_forward_hook(_no_fast_path)
+
+
+def is_gated(norm: nn.Module) -> bool:
+    return hasattr(type(norm), "plain") and OPEN in norm._buffers
+
+
+def narrow_gate_(norm: nn.Module, kept: Tensor) -> None:
+    """A gated norm lost all channels but `kept`; with none left to leave out, it is a plain norm again."""
+    open_ = norm._buffers[OPEN]
+    assert open_ is not None
+    norm.register_buffer(OPEN, open_[kept.to(open_.device)], persistent=False)
+    ungate_(norm)
+
+
+def ungate_(norm: nn.Module) -> None:
+    """Make a gated norm plain if all its channels count."""
+    if bool(norm.get_buffer(OPEN).all()):
+        plain: Any = type(norm)
+        norm.__class__ = plain.plain
+        del norm._buffers[OPEN]
+        norm._non_persistent_buffers_set.discard(OPEN)
+        for key, hook in list(norm._forward_hooks.items()):
+            if hook is _no_fast_path:
+                del norm._forward_hooks[key]
 
 
 def _no_fast_path(*_: Any) -> None:
@@ -66,7 +90,8 @@ class _Gated(TorchFunctionMode):
 
 
 def _layer_norm(
-    open_: Tensor, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+    open_: Tensor, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    *_: Any,
 ) -> Tensor:
     share = _share(open_, input)
     centred = input - (input * share).sum(-1, keepdim=True)

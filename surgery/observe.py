@@ -1,6 +1,9 @@
 """Running a network on the names of its channels, beside its numbers."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -59,18 +62,18 @@ class _Run(Listener):
         self._pin_outputs(output)
         if self._unseen():
             self.counting = False
-            try:
+            with contextlib.suppress(CaptureFailed):  # then the layers stay unseen, and are listed as such
                 self._pin_outputs(listen(self.model, self.example, self, training=True))
-            except CaptureFailed:
-                pass  # the layers stay unseen, and are listed as such
         self.seen.unseen = self._unseen()
         return self.seen
 
     def _name_inputs(self) -> None:
-        for path, leaf in torch.utils._pytree.tree_flatten_with_path(as_call(self.example))[0]:
+        args, kwargs = as_call(self.example)
+        given = dict(zip(_parameter_names(self.model), args, strict=False)) | kwargs
+        for path, leaf in torch.utils._pytree.tree_flatten_with_path(given)[0]:
             if isinstance(leaf, Tensor):
                 name = self.seen.names.fresh(1)
-                self.seen.inputs[f"input {'.'.join(_step(step) for step in path[1:])}"] = name
+                self.seen.inputs[".".join(_step(step) for step in path)] = name
                 self.seen.names.pin(name, "model input")
                 self.known[leaf] = name.view([1] * leaf.dim()).expand(leaf.shape)
 
@@ -98,10 +101,7 @@ class _Run(Listener):
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         call = Call(self, func, args, kwargs, result)
         box = self.boxes.get(self.module)
-        if box is not None:
-            names = call.pin_everything(box)
-        else:
-            names = call.follow()
+        names = call.follow() if box is None else call.pin_everything(box)
         for tensor, name in zip(_tensors(result), _tensors(names), strict=True):
             if id(tensor) not in self.states:
                 self.known[tensor] = name
@@ -111,9 +111,8 @@ class _Run(Listener):
             self._pin(arguments, self.boxes[self.module])
 
     def left(self, output: Any) -> None:
-        parent = self.stack[-2] if len(self.stack) > 1 else None
-        if parent in self.boxes:
-            self._pin(output, self.boxes[parent])
+        if len(self.stack) > 1 and self.stack[-2] in self.boxes:
+            self._pin(output, self.boxes[self.stack[-2]])
 
     def became_python(self, tensor: Tensor, func: str) -> None:
         if (dense(self.names_of(tensor)) != NEUTRAL).any() and self.module not in self.boxes:
@@ -355,6 +354,13 @@ def _expanded(value: int, shape: torch.Size) -> Tensor:
 
 def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _parameter_names(model: nn.Module) -> Iterator[str]:
+    """Names for positional inputs, as many as there may be."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    yield from (p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    yield from (f"input {i}" for i in itertools.count())
 
 
 def _step(step: Any) -> str:

@@ -4,7 +4,7 @@ An operator without a row pins what it touches, with its name as the reason. Not
 the names as it is; where the code spells out a number that may not follow a cut, it leaves a doubt.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,13 @@ from surgery.layers import LAYER_RULES, LAYERS
 from surgery.names import NEUTRAL, dense, together, varying
 from surgery.rules import CannotFollow, Rule, elementwise, join, rows, tie_along
 
+if TYPE_CHECKING:
+    from surgery.observe import Call
+
 __all__ = ["RULES", "WEIGHTED", "CannotFollow"]
 
 
-def arithmetic(call: Any, *args: Any, **kwargs: Any) -> Tensor:
+def arithmetic(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
     """Element-wise with numbers, which may have been computed from the number of channels."""
     result = elementwise(call, *args, **kwargs)
     numbers = [str(a) for a in args if isinstance(a, int | float)]
@@ -29,12 +32,12 @@ def arithmetic(call: Any, *args: Any, **kwargs: Any) -> Tensor:
 # -- movement ---------------------------------------------------------------------------------------------------------
 
 
-def movement(call: Any, *args: Any, **kwargs: Any) -> Any:
+def movement(call: "Call", *args: Any, **kwargs: Any) -> Any:
     """Moves data without computing: run on the names as it is."""
     return call.run(*args, **kwargs)
 
 
-def reshape(call: Any, x: Tensor, shape: Any) -> Tensor:
+def reshape(call: "Call", x: Tensor, shape: Any) -> Tensor:
     """A view. Whether the sizes that it spells out follow the channels must be proven on a cut network."""
     if isinstance(shape, torch.dtype):
         raise CannotFollow(f"reads the bits as {shape}")
@@ -43,17 +46,17 @@ def reshape(call: Any, x: Tensor, shape: Any) -> Tensor:
     return _reshaped(call, x, tuple(shape), f"to {tuple(shape)} spells out the number of channels")
 
 
-def unflatten(call: Any, x: Tensor, axis: int, sizes: Any) -> Tensor:
+def unflatten(call: "Call", x: Tensor, axis: int, sizes: Any) -> Tensor:
     spelled = [-1] * (axis % x.dim()) + list(sizes)
     spelled += [-1] * (len(call.shape) - len(spelled))
     return _reshaped(call, x, tuple(spelled), f"to {tuple(sizes)} splits the channels")
 
 
-def flatten(call: Any, x: Tensor, *_: Any) -> Tensor:
+def flatten(call: "Call", x: Tensor, *_: Any) -> Tensor:
     return _reshaped(call, x, (-1,) * len(call.shape), "")
 
 
-def _reshaped(call: Any, x: Tensor, sizes: tuple[int, ...], doubt: str) -> Tensor:
+def _reshaped(call: "Call", x: Tensor, sizes: tuple[int, ...], doubt: str) -> Tensor:
     shape, batch = list(call.shape), 1
     if x.dim() and shape and x.shape[0] == shape[0] and x.stride(0) == 0:  # the batch need not be written out
         x, batch = x.narrow(0, 0, 1), shape[0]
@@ -67,14 +70,14 @@ def _reshaped(call: Any, x: Tensor, sizes: tuple[int, ...], doubt: str) -> Tenso
     return result
 
 
-def expand(call: Any, x: Tensor, shape: list[int], **_: Any) -> Tensor:
+def expand(call: "Call", x: Tensor, shape: list[int], **_: Any) -> Tensor:
     result = x.expand(call.shape)
     if any(shape[axis] != -1 for axis in varying(result)):
         call.doubt(result, f"to {tuple(shape)} spells out the number of channels", tuple(shape))
     return result
 
 
-def sliced(call: Any, x: Tensor, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Tensor:
+def sliced(call: "Call", x: Tensor, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Tensor:
     part: Tensor = call.run(x, axis, start, stop, step)
     axis %= x.dim()
     if axis in varying(x) and part.shape != x.shape:
@@ -86,14 +89,14 @@ def sliced(call: Any, x: Tensor, axis: int = 0, start: Any = None, stop: Any = N
     return part
 
 
-def picked(call: Any, x: Tensor, axis: int = 0, *rest: Any) -> Any:
+def picked(call: "Call", x: Tensor, axis: int = 0, *rest: Any) -> Any:
     """select, narrow, index_select: at constant places of an axis."""
     if axis % x.dim() in varying(x):
         call.doubt(x, "takes channels by constant indices")
     return call.run(x, axis, *rest)
 
 
-def index_select(call: Any, x: Tensor, axis: int, index: Tensor) -> Tensor:
+def index_select(call: "Call", x: Tensor, axis: int, index: Tensor) -> Tensor:
     """Channels in another order. If a buffer holds the order, a cut renumbers it."""
     axis %= x.dim()
     if axis not in varying(x):
@@ -107,7 +110,7 @@ def index_select(call: Any, x: Tensor, axis: int, index: Tensor) -> Tensor:
     return result
 
 
-def indexed(call: Any, x: Tensor, indices: list[Any]) -> Tensor:
+def indexed(call: "Call", x: Tensor, indices: list[Any]) -> Tensor:
     """x[i, j, ...] with tensors."""
     raw = call.raw(1)
     if any(i is not None and i.dtype == torch.bool for i in raw) and any(
@@ -126,7 +129,7 @@ def indexed(call: Any, x: Tensor, indices: list[Any]) -> Tensor:
     return result
 
 
-def chunk(call: Any, x: Tensor, chunks: int, axis: int = 0) -> list[Tensor]:
+def chunk(call: "Call", x: Tensor, chunks: int, axis: int = 0) -> list[Tensor]:
     """Equal parts stay equal under a cut when all of them keep the same positions, so these are tied."""
     parts: list[Tensor] = list(call.run(x, chunks, axis))
     if axis % x.dim() in varying(x):
@@ -137,7 +140,7 @@ def chunk(call: Any, x: Tensor, chunks: int, axis: int = 0) -> list[Tensor]:
     return parts
 
 
-def split(call: Any, x: Tensor, sizes: Any, axis: int = 0) -> Any:
+def split(call: "Call", x: Tensor, sizes: Any, axis: int = 0) -> Any:
     """Into parts of spelled sizes. Equal parts are tied as in `chunk`."""
     parts = list(call.run(x, sizes, axis))
     if axis % x.dim() in varying(x) and len(parts) > 1:
@@ -150,14 +153,14 @@ def split(call: Any, x: Tensor, sizes: Any, axis: int = 0) -> Any:
     return parts
 
 
-def glu(call: Any, x: Tensor, axis: int = -1) -> Tensor:
+def glu(call: "Call", x: Tensor, axis: int = -1) -> Tensor:
     """Half of the channels gates the other half: both keep the same positions."""
     first, second = x.chunk(2, axis)
     call.names.tie(first, second)
     return first
 
 
-def cat(call: Any, tensors: list[Tensor], axis: int = 0) -> Tensor:
+def cat(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
     parts = [t for t in tensors if t.dim() == len(call.shape)]  # torch skips empty ones of shape (0,)
     result = _side_by_side(call, parts, axis % len(call.shape))
     if axis % len(call.shape) in varying(result) and any((dense(part) == NEUTRAL).all() for part in parts):
@@ -165,12 +168,12 @@ def cat(call: Any, tensors: list[Tensor], axis: int = 0) -> Tensor:
     return result
 
 
-def stack(call: Any, tensors: list[Tensor], axis: int = 0) -> Tensor:
+def stack(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
     axis = axis % len(call.shape)
     return _side_by_side(call, [t.unsqueeze(axis) for t in tensors], axis)
 
 
-def _side_by_side(call: Any, parts: list[Tensor], axis: int) -> Tensor:
+def _side_by_side(call: "Call", parts: list[Tensor], axis: int) -> Tensor:
     """Side by side along the channels, or along another axis (tokens, branches): then channels of equal index meet."""
     along = [varying(part) for part in parts]
     if any(along) and not any(axis in axes for axes in along):
@@ -179,7 +182,7 @@ def _side_by_side(call: Any, parts: list[Tensor], axis: int) -> Tensor:
     return together(lambda *p: torch.cat(p, axis), parts, fixed=axis)
 
 
-def pad(call: Any, x: Tensor, amounts: list[int], mode: str = "constant", *_: Any, **__: Any) -> Tensor:
+def pad(call: "Call", x: Tensor, amounts: list[int], mode: str = "constant", *_: Any, **__: Any) -> Tensor:
     """Padding. Over channels it adds a constant number of them, which stay; the padded ones follow a cut."""
     for i in range(0, len(amounts), 2):
         axis, before, after = x.dim() - 1 - i // 2, amounts[i], amounts[i + 1]
@@ -193,7 +196,7 @@ def pad(call: Any, x: Tensor, amounts: list[int], mode: str = "constant", *_: An
     return x
 
 
-def _padded(call: Any, x: Tensor, axis: int, amounts: tuple[int, int], reason: str) -> Tensor:
+def _padded(call: "Call", x: Tensor, axis: int, amounts: tuple[int, int], reason: str) -> Tensor:
     def constants(amount: int) -> Tensor:
         names = call.names.fresh(amount)
         call.names.pin(names, f"{call.name} at {call.where} {reason}")
@@ -204,20 +207,20 @@ def _padded(call: Any, x: Tensor, axis: int, amounts: tuple[int, int], reason: s
     return together(lambda *p: torch.cat(p, axis), [before, x, after], fixed=axis)
 
 
-def roll(call: Any, x: Tensor, shifts: list[int], axes: list[int] | None = None) -> Tensor:
+def roll(call: "Call", x: Tensor, shifts: list[int], axes: list[int] | None = None) -> Tensor:
     if not axes or {a % x.dim() for a in axes} & set(varying(x)):
         raise CannotFollow(f"shifts channels by {shifts}, a constant of the forward")
     return x.roll(shifts, axes)
 
 
-def pixel_shuffle(call: Any, x: Tensor, factor: int) -> Tensor:
+def pixel_shuffle(call: "Call", x: Tensor, factor: int) -> Tensor:
     """The factor**2 channels that share an output channel are laid side by side in space: they are tied."""
     blocks = call.vector(x, x.dim() - 3).view(-1, factor**2)
     call.names.tie(blocks, blocks[:, :1])
     return call.spread(blocks[:, 0], x.dim() - 3)
 
 
-def channel_shuffle(call: Any, x: Tensor, groups: int) -> Tensor:
+def channel_shuffle(call: "Call", x: Tensor, groups: int) -> Tensor:
     """Interleaves equal blocks. Blocks stay equal under a cut when all keep the same positions, so these are tied."""
     blocks = call.vector(x, 1).view(groups, -1)
     call.names.tie(blocks, blocks[:1])
@@ -225,20 +228,20 @@ def channel_shuffle(call: Any, x: Tensor, groups: int) -> Tensor:
     return result
 
 
-def patches(call: Any, x: Tensor, kernel: Any, *_: Any) -> Tensor:
+def patches(call: "Call", x: Tensor, kernel: Any, *_: Any) -> Tensor:
     """unfold: each channel becomes kernel-many neighbours, (n, c, h, w) -> (n, c * kernel, places)."""
     channels = call.vector(x, x.dim() - 3)
     return call.spread(channels.repeat_interleave(call.shape[-2] // len(channels)), len(call.shape) - 2)
 
 
-def unpatches(call: Any, x: Tensor, size: Any, kernel: Any, *_: Any) -> Tensor:
+def unpatches(call: "Call", x: Tensor, size: Any, kernel: Any, *_: Any) -> Tensor:
     """fold: kernel-many neighbours become one channel."""
     blocks = call.vector(x, x.dim() - 2).view(call.shape[-3], -1)
     call.names.tie(blocks, blocks[:, :1])
     return call.spread(blocks[:, 0], len(call.shape) - 3)
 
 
-def windows(call: Any, x: Tensor, axis: int, size: int, step: int) -> Tensor:
+def windows(call: "Call", x: Tensor, axis: int, size: int, step: int) -> Tensor:
     """Tensor.unfold: windows along an axis become a last axis."""
     if axis % x.dim() in varying(x):
         raise CannotFollow("slides over the channels")
@@ -248,7 +251,7 @@ def windows(call: Any, x: Tensor, axis: int, size: int, step: int) -> Tensor:
 # -- across positions -------------------------------------------------------------------------------------------------
 
 
-def spatial(call: Any, x: Tensor, *_: Any, **__: Any) -> Any:
+def spatial(call: "Call", x: Tensor, *_: Any, **__: Any) -> Any:
     """Pools and resizes trailing axes; each channel stays by itself. Channels run along axis 1, or 0 unbatched."""
     axes = [a for a in range(x.dim()) if x.shape[a] != call.shape[a]] if len(call.shape) == x.dim() else []
     rank = int(call.name.split("pool")[-1][:1]) if "pool" in call.name else len(axes)
@@ -260,25 +263,25 @@ def spatial(call: Any, x: Tensor, *_: Any, **__: Any) -> Any:
     return x.expand(call.shape)
 
 
-def spatial_with_indices(call: Any, x: Tensor, *_: Any, **__: Any) -> list[Tensor]:
+def spatial_with_indices(call: "Call", x: Tensor, *_: Any, **__: Any) -> list[Tensor]:
     return [spatial(call, x)] * 2
 
 
-def sampled(call: Any, x: Tensor, places: Tensor, *_: Any) -> Tensor:
+def sampled(call: "Call", x: Tensor, places: Tensor, *_: Any) -> Tensor:
     """Reads values between pixels (grid_sampler, roi_align): each channel of axis 1 by itself."""
     if (dense(places) != NEUTRAL).any() and varying(places):
         raise CannotFollow("samples at places that differ by channel")
     return call.spread(call.vector(x, 1), 1)
 
 
-def mixing(call: Any, x: Tensor, axes: Any = None, *rest: Any, **kwargs: Any) -> Any:
+def mixing(call: "Call", x: Tensor, axes: Any = None, *rest: Any, **kwargs: Any) -> Any:
     """Combines elements along `axes` and keeps the shape (softmax, cumsum): harmless unless channels lie there."""
     axes = [axes] if isinstance(axes, int) else list(axes)
     tie_along(call, x, {a % x.dim() for a in axes}, "computes across")
     return x if isinstance(call.result, Tensor) else [x] * len(call.result)
 
 
-def reduction(call: Any, x: Tensor, axes: Any = None, *_: Any, **__: Any) -> Any:
+def reduction(call: "Call", x: Tensor, axes: Any = None, *_: Any, **__: Any) -> Any:
     """Reduces `axes` (all, if None). Names that differ there (a stack of branches) are tied, unless all channels do."""
     axes = range(x.dim()) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
     axes, rank = sorted(a % x.dim() for a in axes), x.dim()
@@ -292,7 +295,7 @@ def reduction(call: Any, x: Tensor, axes: Any = None, *_: Any, **__: Any) -> Any
     return x
 
 
-def extreme(call: Any, x: Tensor, *rest: Any, **kwargs: Any) -> Any:
+def extreme(call: "Call", x: Tensor, *rest: Any, **kwargs: Any) -> Any:
     """max and min: of everything, of two tensors, or along an axis with the indices."""
     if rest and isinstance(rest[0], Tensor):
         return elementwise(call, x, *rest)
@@ -300,43 +303,43 @@ def extreme(call: Any, x: Tensor, *rest: Any, **kwargs: Any) -> Any:
     return [result] * 2 if rest or kwargs else result
 
 
-def vector_norm(call: Any, x: Tensor, order: Any = 2, axes: Any = None, *_: Any, **__: Any) -> Any:
+def vector_norm(call: "Call", x: Tensor, order: Any = 2, axes: Any = None, *_: Any, **__: Any) -> Any:
     return reduction(call, x, axes)
 
 
-def variance_and_mean(call: Any, x: Tensor, axes: Any = None, *_: Any, **__: Any) -> Any:
+def variance_and_mean(call: "Call", x: Tensor, axes: Any = None, *_: Any, **__: Any) -> Any:
     return [reduction(call, x, axes)] * 2
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 
-def like(call: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
+def like(call: "Call", x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
 
 
-def constant(call: Any, *_: Any, **__: Any) -> list[Tensor]:
+def constant(call: "Call", *_: Any, **__: Any) -> list[Tensor]:
     return [torch.full([1] * t.dim(), NEUTRAL).expand(t.shape) for t in _results(call)]
 
 
-def nothing(call: Any, *_: Any, **__: Any) -> list[Tensor]:
+def nothing(call: "Call", *_: Any, **__: Any) -> list[Tensor]:
     """Only checks, or tells a shape."""
     return []
 
 
-def python_value(call: Any, *_: Any, **__: Any) -> list[Tensor]:
+def python_value(call: "Call", *_: Any, **__: Any) -> list[Tensor]:
     """The forward goes on with a number, or decides by it."""
     call.became_python()
     return []
 
 
-def data_dependent(call: Any, *_: Any, **__: Any) -> Any:
+def data_dependent(call: "Call", *_: Any, **__: Any) -> Any:
     """Shapes that depend on values."""
     call.became_python()
     return constant(call)
 
 
-def _results(call: Any) -> list[Tensor]:
+def _results(call: "Call") -> list[Tensor]:
     return [call.result] if isinstance(call.result, Tensor) else list(call.result)
 
 
@@ -403,7 +406,7 @@ RULES: dict[str, Rule] = {
         "zeros ones full arange empty new_zeros new_ones new_full new_empty scalar_tensor eye linspace rand randn "
         "empty_like full_like ones_like rand_like randn_like zeros_like bernoulli tril_indices triu_indices meshgrid",
     ),
-    **rows(nothing, "_assert_tensor_metadata _assert_scalar _assert_async size stride numel is_same_size storage_offset"),
+    **rows(nothing, "_assert_tensor_metadata _assert_scalar _assert_async size stride numel is_same_size"),
     **rows(python_value, "item is_nonzero _local_scalar_dense equal allclose"),
     **rows(data_dependent, "nonzero nonzero_numpy masked_select unique _unique2 unique_consecutive"),
 }

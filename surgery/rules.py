@@ -1,12 +1,15 @@
 """What all rules share."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from surgery.names import NEUTRAL, dense, together, varying
+
+if TYPE_CHECKING:
+    from surgery.observe import Call
 
 Rule = Callable[..., Any]
 
@@ -20,18 +23,18 @@ def rows(rule: Rule, names: str) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
 
-def elementwise(call: Any, *args: Any, **kwargs: Any) -> Tensor:
+def elementwise(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
     """Ties the names that meet. What is broadcast over channels serves all of them, so it is pinned, not tied."""
     return meet(call, [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)])
 
 
-def meet(call: Any, operands: list[Tensor]) -> Tensor:
+def meet(call: "Call", operands: list[Tensor]) -> Tensor:
     """The names of an element-wise operation of `operands`, which broadcast to the shape of the result."""
     whole = [names.expand(call.shape) for names in operands if not _is_broadcast(call, names, operands)]
     return join(call, whole) if whole else call.neutral()
 
 
-def join(call: Any, parts: Sequence[Tensor]) -> Tensor:
+def join(call: "Call", parts: Sequence[Tensor]) -> Tensor:
     """Names of one shape that meet element by element."""
     first, *rest = sorted(parts, key=lambda names: dense(names).numel())  # all are tied: go on with the shortest
     for part in rest:
@@ -51,7 +54,7 @@ def _first_name(*parts: Tensor) -> Tensor:
     return result
 
 
-def _is_broadcast(call: Any, names: Tensor, operands: list[Tensor]) -> bool:
+def _is_broadcast(call: "Call", names: Tensor, operands: list[Tensor]) -> bool:
     """Is `names` repeated along an axis in which the channels of another operand differ?
 
     One that differs itself along a further axis (a factor per head) is tied to all that it serves; one that is the
@@ -68,7 +71,7 @@ def _is_broadcast(call: Any, names: Tensor, operands: list[Tensor]) -> bool:
     return True
 
 
-def tie_along(call: Any, x: Tensor, axes: set[int], verb: str) -> None:
+def tie_along(call: "Call", x: Tensor, axes: set[int], verb: str) -> None:
     """An operator that mixes along `axes`: channels that differ there and elsewhere are tied, else nothing is left."""
     mixed = axes & set(varying(x))
     if mixed and mixed == set(varying(x)):

@@ -45,7 +45,7 @@ class PlainAttention(nn.MultiheadAttention):
     def fits(attention: nn.MultiheadAttention) -> bool:
         return attention.bias_k is None and not attention.add_zero_attn
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
         need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
         is_causal: bool = False,
@@ -66,13 +66,14 @@ class PlainAttention(nn.MultiheadAttention):
         return (y.transpose(0, 1) if query.dim() == 3 and not self.batch_first else y), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        weight: Tensor | None = self.in_proj_weight
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        if self.in_proj_weight is None:
+        if weight is None:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             return tuple(F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases, strict=True))
         if query is key and key is value:
-            return F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
-        parts = (F.linear(t, self.in_proj_weight, self.in_proj_bias).chunk(3, -1) for t in (query, key, value))
+            return F.linear(query, weight, self.in_proj_bias).chunk(3, -1)
+        parts = (F.linear(t, weight, self.in_proj_bias).chunk(3, -1) for t in (query, key, value))
         return tuple(part[i] for i, part in enumerate(parts))
 
     def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:

@@ -99,8 +99,9 @@ class _Places:
         entries = start[:, None] + torch.arange(int((stop - start)[0]))
         positions, row = self.position[entries], self.axis[entries[0]]
         return tuple(
-            Slot(*self.keys[key], axes[self.keys[key]].role, positions[:, row == key].contiguous())
+            Slot(tensor, axis, axes[tensor, axis].role, positions[:, row == key].contiguous())
             for key in row.unique_consecutive().tolist()
+            for tensor, axis in (self.keys[key],)
         )
 
 

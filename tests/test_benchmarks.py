@@ -49,11 +49,13 @@ def test_committed_results_give_their_table() -> None:
     assert lines[2] in (path.parents[2] / "README.md").read_text()
 
 
-def test_padding_shortcuts_are_pinned_and_block_interiors_are_free() -> None:
+def test_what_shortcuts_pad_is_pinned_and_all_else_is_free() -> None:
     model = CifarResNet(3).double()
     graph = surgery.trace(model, torch.randn(2, 3, 32, 32, dtype=torch.float64))
-    assert [g.name for g in graph.groups] == [f"layer{i}.{j}.conv1" for i in (1, 2, 3) for j in range(3)]
-    assert any("pads" in pin.reason and pin.where == "conv1" for pin in graph.pinned)
+    inside = {f"layer{i}.{j}.conv1": 16 << i - 1 for i in (1, 2, 3) for j in range(3)}
+    assert {g.name: g.units for g in graph.groups} == {"conv1": 16, **inside}
+    padded = {pin.where: pin.channels for pin in graph.pinned if "pads" in pin.reason}
+    assert padded["layer2.0.conv2"] == (*range(8), *range(24, 32))
     stages = 6 * 16 * 16 * 9 * 1024 + (16 * 32 + 5 * 32 * 32) * 9 * 256 + (32 * 64 + 5 * 64 * 64) * 9 * 64
     assert SizeModel(graph).dense.macs == 3 * 16 * 9 * 1024 + stages + 64 * 10
 

@@ -788,7 +788,9 @@ ZOO: dict[str, Case] = {
     ),
     "lstm_tail": Case(LstmTail, (2, 3, 8, 8), free=("stem.0",), pinned="lstm"),
     "einsum": Case(Einsum, (2, 3, 8, 8), free=("stem.0", "mix"), pinned="sum"),
-    "attention": Case(Attention, (2, 3, 4, 4), free=("embed", "up"), pinned="reshape at the model's forward to (2, 16, 3, 2, 4)"),
+    "attention": Case(
+        Attention, (2, 3, 4, 4), free=("embed", "up"), pinned="reshape at the model's forward to (2, 16, 3, 2, 4)"
+    ),
     "fused_attention": Case(FusedAttention, (2, 3, 4, 4), free=("embed", "up"), pinned="reshape at the model's"),
     "multihead_attention": Case(MultiheadAttention, (2, 3, 4, 4), free=("embed", "attend.in_proj_weight", "up")),
     "class_token": Case(ClassToken, (2, 3, 8, 8), free=("embed", "up")),

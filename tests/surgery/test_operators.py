@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import randomised
 
-
 from surgery.names import NEUTRAL, Names
 from surgery.observe import observe
 from surgery.operators import RULES
@@ -212,7 +211,8 @@ def said(probe: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Said:
         return torch.where(names == NEUTRAL, NEUTRAL, label[names.clamp_min(0)])
 
     axes = {key: (axis.role, classes(axis.names)) for key, axis in seen.axes.items()}
-    return Said(axes["stem.weight", 0][1], classes(output[0]), seen.names.reasons(label), axes, [doubt.text for doubt in seen.doubts])
+    doubts = [doubt.text for doubt in seen.doubts]
+    return Said(axes["stem.weight", 0][1], classes(output[0]), seen.names.reasons(label), axes, doubts)
 
 
 def moves(compute: Callable[[], Tensor], reference: Tensor) -> Tensor:

@@ -1,0 +1,99 @@
+"""Networks that nobody thought of: what surgery promises holds for each, and a wrong rule would be seen."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_networks import Activation, Broken, Conv, Gate, Network, Reorder, Verdict, judge, networks
+from torch import Tensor
+
+from surgery import finder
+from surgery.operators import RULES
+
+FIXED = settings(
+    max_examples=40, deadline=None, derandomize=True, database=None, print_blob=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+GATED = Network(stem=8, steps=(Gate(via="chunk"), Conv(out=6, kernel=1, groups=1, bias=True)), head="linear")
+FLIPPED = Network(
+    stem=8, steps=(Reorder(kind="flip and add"), Activation(kind="relu"), Conv(out=6, kernel=1, groups=1, bias=True)),
+    head="linear",
+)
+
+
+def chunk_without_ties(call: Any, x: Tensor, chunks: int, axis: int = 0) -> Any:
+    return call.run(x, chunks, axis)
+
+
+def flip_as_identity(call: Any, x: Tensor, axes: list[int]) -> Tensor:
+    return x
+
+
+FAULTS = {"chunk": (GATED, chunk_without_ties), "flip": (FLIPPED, flip_as_identity)}
+
+
+def test_the_promise_holds_for_random_networks_and_most_can_be_cut() -> None:
+    verdicts: list[Verdict] = []
+
+    @FIXED
+    @given(networks(most=3))
+    def judged(network: Network) -> None:
+        verdicts.append(judge(network))
+
+    judged()
+    found = Counter("blank" if v.blank else "refused" if v.refused else "free" if v.groups else "all pinned" for v in verdicts)
+    assert found["free"] >= 0.5 * len(verdicts), found
+    assert found["blank"] + found["refused"] <= 0.1 * len(verdicts), found
+
+
+@pytest.mark.parametrize("network", [GATED, FLIPPED], ids=FAULTS)
+def test_the_networks_of_the_faults_are_cut_as_they_should(network: Network) -> None:
+    verdict = judge(network)
+    assert verdict.groups >= 2
+    assert verdict.free >= 10
+
+
+@pytest.mark.parametrize("operator", FAULTS)
+def test_a_wrong_rule_is_found_by_the_proof_of_the_finder(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, fault = FAULTS[operator]
+    right = judge(network)
+    monkeypatch.setitem(RULES, operator, fault)
+    wrong = judge(network)
+    assert wrong.free < right.free
+
+
+@pytest.mark.parametrize("operator", FAULTS)
+def test_a_wrong_rule_breaks_the_promise_if_nothing_is_proven(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, fault = FAULTS[operator]
+    monkeypatch.setitem(RULES, operator, fault)
+    monkeypatch.setattr(finder._Search, "_disproof", lambda *_: None)
+    with pytest.raises(Broken, match="of Network\\(stem=8"):
+        judge(network)
+
+
+def test_a_search_over_networks_finds_a_wrong_rule_and_shrinks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "flip", flip_as_identity)
+    monkeypatch.setattr(finder._Search, "_disproof", lambda *_: None)
+    flips = st.builds(Network, steps=st.lists(st.builds(Reorder) | st.builds(Activation), min_size=1, max_size=3).map(tuple))
+
+    @FIXED
+    @given(flips)
+    def judged(network: Network) -> None:
+        judge(network)
+
+    with pytest.raises(Broken, match="flip") as caught:
+        judged()
+    assert "Activation" not in str(caught.value)
+
+
+def test_a_description_can_be_pasted() -> None:
+    import random_networks
+
+    again = eval(repr(GATED), vars(random_networks))
+    assert again == GATED
+    torch.manual_seed(0)
+    assert again.build()(GATED.example().float()).shape == (2, 5)
