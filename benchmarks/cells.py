@@ -17,19 +17,27 @@ Cell = dict[str, Any]
 def run_cells(path: Path, cells: list[Cell], measure: Callable[[Cell], Cell]) -> list[Cell]:
     """The results of all `cells`, from the file at `path` where it has them, else measured and added to it.
 
-    A result is the cell's own settings and what `measure` returns for them.
+    A result is the cell's own settings and what `measure` returns for them. One that holds a "failure" is measured
+    again and replaced.
     """
-    done: list[Cell] = json.loads(path.read_text())["cells"] if path.exists() else []
+    done = stored(path)[1] if path.exists() else []
     results = []
     for cell in cells:
         known = next((r for r in done if cell.items() <= r.items()), None)
-        if known is None:
-            known = {**cell, **measure(cell)}
-            done.append(known)
+        if known is None or "failure" in known:
+            new = {**cell, **measure(cell)}
+            done = [*(r for r in done if r is not known), new]
+            known = new
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, as_json({"machine": machine(), "cells": done}))
         results.append(known)
     return results
+
+
+def stored(path: Path) -> tuple[Cell, list[Cell]]:
+    """The machine and the results of the file at `path`."""
+    content = json.loads(path.read_text())
+    return content["machine"], content["cells"]
 
 
 def machine() -> dict[str, Any]:

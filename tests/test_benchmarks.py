@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import surgery
-from benchmarks.cells import markdown, run_cells
+from benchmarks import coverage
+from benchmarks.cells import markdown, run_cells, stored
 from benchmarks.cifar10 import table
 from benchmarks.cifar_resnet import CifarResNet, pretrained
 from diffprune.data import load_data
@@ -37,6 +39,18 @@ def test_cells_are_written_one_by_one_and_never_measured_twice(tmp_path: Path) -
     assert calls == [0, 1, 2, 3]
 
 
+def test_a_failure_is_kept_until_the_next_call_measures_again(tmp_path: Path) -> None:
+    path, answers = tmp_path / "some.json", iter([{"failure": "no"}, {"answer": 2}, {"answer": 1}])
+    cells = [{"seed": 1}, {"seed": 2}]
+    assert run_cells(path, cells, lambda cell: next(answers)) == [
+        {"seed": 1, "failure": "no"},
+        {"seed": 2, "answer": 2},
+    ]
+    again = run_cells(path, cells, lambda cell: next(answers))
+    assert again == [{"seed": 1, "answer": 1}, {"seed": 2, "answer": 2}]
+    assert sorted(stored(path)[1], key=lambda r: r["seed"]) == again
+
+
 def test_a_markdown_table_has_its_head_first() -> None:
     assert markdown(("a", "b"), [("1", "2")]).splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
 
@@ -47,6 +61,66 @@ def test_committed_results_give_their_table() -> None:
     lines = table(results).splitlines()
     assert len(lines) == 2 + len({(r["depth"], r["macs"], r["epochs"], r["round_to"]) for r in results})
     assert lines[2] in (path.parents[2] / "README.md").read_text()
+
+
+def test_committed_coverage_gives_its_document() -> None:
+    machine, results = stored(coverage.RESULTS)
+    text = coverage.DOCUMENT.read_text()
+    assert text == coverage.document(machine, sorted(results, key=lambda r: coverage.NAMES.index(r["model"])))
+    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 2 + len(results)
+    assert len(coverage.NAMES) == len(set(coverage.NAMES)) == 86
+
+
+class Cumulative(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.cumsum(1)
+
+
+def small_network(name: str, **options: object) -> nn.Module:
+    """Six channels that are free, and six that are not: each is added to all later ones."""
+    free = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()]
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)]
+    return nn.Sequential(*free, nn.Conv2d(6, 6, 3, stride=8), Cumulative(), *pooled)
+
+
+def test_coverage_measures_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.models.get_model", small_network)
+    row = {"model": "small", "seeds": [0, 1]} | coverage.measure({"model": "small", "seeds": [0, 1]})
+    assert "failure" not in row
+    assert (row["groups"], row["units"], sum(row["pinned"].values())) == (1, 6, 6)
+    assert row["free_macs"] == pytest.approx(1, abs=1e-3)  # all but the 24 of the last layer
+    assert 0 <= row["cut_error"] < 1e-5
+    assert 0 <= row["cut_error_double"] < 1e-12
+    assert 0 <= row["onnx_error"] < 1e-4
+    assert row["params"] > 1
+    assert row["macs"] > 1
+    assert coverage.table([row]).splitlines()[2].startswith("| small | 1 | 6 | 6 | 100.0% | ")
+
+
+def test_coverage_records_a_failure_beside_what_was_found_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.models.get_model", small_network)
+    monkeypatch.setattr("export.to_onnx", lambda *_: (_ for _ in ()).throw(OSError("no | space\nleft")))
+    row = {"model": "small", "seeds": [0]} | coverage.measure({"model": "small", "seeds": [0]})
+    assert row["units"] == 6
+    assert "onnx_error" not in row
+    assert coverage.table([row]).endswith(" |  | OSError: no \\| space |")
+
+
+def test_a_coverage_keep_touches_every_group_and_empties_none() -> None:
+    graph = surgery.trace(small_network("small").eval(), torch.randn(2, 3, 32, 32))
+    kept = {int(coverage.random_keep(graph, seed)["0"].sum()) for seed in range(50)}
+    assert kept == {2, 3, 4}  # 25 to 75 % of 6, rounded
+
+
+def test_coverage_demands_the_predicted_parameters_and_gradients() -> None:
+    with pytest.raises(ValueError, match="the cut network has 20 parameters; the size model predicts 19"):
+        coverage._check_params(19, nn.Linear(4, 4))
+    unused = nn.Sequential(nn.Linear(4, 4))
+    unused[0].register_parameter("spare", nn.Parameter(torch.ones(2)))
+    with pytest.raises(ValueError, match=r"0\.spare has no gradient"):
+        coverage.trained_(unused, torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"0\.weight has an infinite gradient"):
+        coverage.trained_(nn.Sequential(nn.Linear(4, 4)), torch.full((2, 4), 1e30))
 
 
 def test_what_shortcuts_pad_is_pinned_and_all_else_is_free() -> None:
