@@ -10,7 +10,7 @@ from surgery.capture import ExampleInputs
 from surgery.check import check_equal
 from surgery.cut import copied, cut_to, mask_
 from surgery.doubts import Settled, Supposition, ranks, settle
-from surgery.errors import NotEqual, NotFollowed, SurgeryError
+from surgery.errors import BadKeep, NotEqual, NotFollowed, SurgeryError
 from surgery.graph import ChannelGraph
 from surgery.names import dense, distinct, relabelled
 from surgery.observe import observe
@@ -146,13 +146,22 @@ class _Search:
         return len(self.pinned) > before
 
     def _disproof(self, attempt: _Attempt, groups: Iterable[str]) -> _Failure | None:
-        """Cut a third of the units of `groups`; None if that is exact."""
-        graph = attempt.graph
-        keep = {name: _third(graph.by_name[name].units) for name in groups}
+        """Cut units out of `groups` in two ways, or one if no line spells out shapes or places; None if exact."""
+        groups = list(groups)
+        shapes = any(attempt.doubted[name] - self.of_values for name in groups)
+        for pattern in (_lowest, _random) if shapes else (_random,):
+            units = {group.name: (i, group.units) for i, group in enumerate(attempt.graph.groups)}
+            failure = self._inexact(attempt.graph, {name: pattern(*units[name]) for name in groups})
+            if failure:
+                return failure
+        return None
+
+    def _inexact(self, graph: ChannelGraph, keep: dict[str, Tensor]) -> _Failure | None:
+        """Why cutting to `keep` is not what masking is."""
         if not keep:
             return None
         try:
-            full, alive = graph.checked(keep)
+            full, alive = _openable(graph, keep)
             probe = _without_constants(self.model)
             small = cut_to(probe, graph, alive)
             with twinned(small):
@@ -172,11 +181,27 @@ class _Search:
         return None
 
 
-def _third(units: int) -> Tensor:
-    """A keep without a random third of the units; of one unit nothing is left, of two one."""
+def _openable(graph: ChannelGraph, keep: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[AxisKey, Tensor]]:
+    """`keep` checked; where groups of one unit empty an axis together, all of these are kept."""
+    try:
+        return graph.checked(keep)
+    except BadKeep:
+        return graph.checked({name: flags for name, flags in keep.items() if len(flags) > 1})
+
+
+def _lowest(index: int, units: int) -> Tensor:
+    """A keep without the first 3 or 5 units, so that halves, even places and neighbours lose different numbers."""
     keep = torch.ones(units, dtype=torch.bool)
-    order = torch.randperm(units, generator=torch.Generator().manual_seed(units))
-    keep[order[: max(1, units // 3)]] = False
+    keep[: max(1, min(3 + 2 * (index % 2), units - 1))] = False
+    return keep
+
+
+def _random(index: int, units: int) -> Tensor:
+    """A keep without a random fifth to half of the units, of one unit without any; different for every group."""
+    generator = torch.Generator().manual_seed(index)
+    share = 0.2 + 0.3 * torch.rand((), generator=generator).item()
+    keep = torch.ones(units, dtype=torch.bool)
+    keep[torch.randperm(units, generator=generator)[: max(1, int(share * units))]] = False
     return keep
 
 

@@ -23,7 +23,7 @@ def carry_optimizer_(optimizer: Optimizer, model: nn.Module, small: nn.Module) -
     lost = _lost(model, small)
     names = {parameter: name for name, parameter in model.named_parameters()}
     successors = dict(small.named_parameters())
-    state: dict[Tensor, dict[str, Any]] = {}
+    state: dict[nn.Parameter, dict[str, Any]] = {}
     for group in optimizer.param_groups:
         for old in (p for p in group["params"] if p in names):
             before = optimizer.state.get(old, {})
