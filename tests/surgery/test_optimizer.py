@@ -159,8 +159,10 @@ def test_groups_hyper_parameters_and_foreign_parameters_stay() -> None:
     optimizer.step()
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     history = optimizer.state[foreign]["momentum_buffer"]
+    lists = [group["params"] for group in optimizer.param_groups]
     small = surgery.cut(model, graph, random_keep(graph, 0))
     surgery.carry_optimizer_(optimizer, model, small)
+    assert all(group["params"] is old for group, old in zip(optimizer.param_groups, lists, strict=True))
 
     expected = [[small.head.weight, foreign, small.a.weight], [small.stem[1].bias]]
     for group, parameters in zip(optimizer.param_groups, expected, strict=True):
@@ -234,9 +236,17 @@ def refused(optimizer: Optimizer, model: nn.Module, small: nn.Module, message: s
 
 
 def test_factored_state_is_refused() -> None:
-    model, optimizer, graph = trained("residual", Adafactor)
+    model, optimizer, graph = trained("residual", partial(Adafactor, lr=0.01))
     small = surgery.cut(model, graph, random_keep(graph, 0))
     refused(optimizer, model, small, r"the state row_var of stem.0.weight has shape \(8, 3, 3, 1\); the parameter has")
+
+
+def test_flat_state_is_refused() -> None:
+    model, optimizer, graph = trained("residual", OPTIMIZERS["sgd"])
+    state = optimizer.state[model.a.weight]
+    state["momentum_buffer"] = state["momentum_buffer"].flatten()
+    small = surgery.cut(model, graph, random_keep(graph, 0))
+    refused(optimizer, model, small, r"the state momentum_buffer of a.weight has shape \(432,\); the parameter has")
 
 
 def test_state_across_parameters_is_refused() -> None:
@@ -266,10 +276,13 @@ def test_a_network_that_was_not_cut_of_it_is_refused() -> None:
     refused(optimizer, small, other, r"does not lead from a.weight of shape \(4, 8, 3, 3\) to \(2, 8, 3, 3\)")
     refused(optimizer, small, surgery.cut(model, graph, {}), r"a.weight of shape \(4, 8, 3, 3\) to \(6, 8, 3, 3\)")
     foreign, _, its = trained("depthwise", OPTIMIZERS["sgd"])
-    refused(optimizer, model, surgery.cut(foreign, its, {}), "8 parameters are only in one of both networks: a.bias, ")
+    refused(optimizer, model, surgery.cut(foreign, its, {}), "10 parameters are only in one of both networks: a.bias, ")
     narrow = copy.deepcopy(small)
     narrow.head = nn.Linear(8, 3).double()
     refused(optimizer, model, narrow, r"head.weight of shape \(5, 8\) to \(3, 8\)")
+    edited = copy.deepcopy(small)
+    edited.a.weight = nn.Parameter(torch.ones(3, 8, 3, 3).double())
+    refused(optimizer, model, edited, r"a.weight of shape \(6, 8, 3, 3\) to \(3, 8, 3, 3\)")
     wide = copy.deepcopy(model)
     wide.a, wide.b = nn.Conv2d(8, 7, 3, padding=1).double(), nn.Conv2d(7, 8, 1).double()
     refused(SGD(wide.parameters()), wide, small, r"a.weight of shape \(7, 8, 3, 3\) to \(4, 8, 3, 3\)")
