@@ -24,8 +24,8 @@ def importance(model: nn.Module, graph: ChannelGraph, criterion: Criterion) -> d
 
     A group of which the criterion scores no member, such as BNScaleImportance without a batch norm, is left out.
     Gradients are the caller's business: TaylorImportance reads those that the parameters have and fails without;
-    HessianImportance, as it always does, writes what it has accumulated over them. All else of the model is unchanged. What a criterion raises is passed on;
-    FPGMImportance fails where a grouped convolution reads the channels.
+    HessianImportance, as it always does, writes what it has accumulated over them. All else of the model is unchanged.
+    What a criterion raises is passed on: FPGMImportance fails where a grouped convolution reads the channels.
     """
     found = {}
     for name, (group, places) in _laid_out(model, graph).items():
@@ -58,7 +58,7 @@ class _Member:
 
     def rank(self) -> int:
         """How well it serves as the root: all criteria look at convolutions and linear layers."""
-        return 2 * (self.handler in OUTWARD and self.slot.role == "write") + (self.handler in INWARD)
+        return 2 * (self.handler in OUTWARD) + (self.handler in INWARD)
 
     def node(self) -> Any:
         node = Node(self.layer, grad_fn=None, name=self.slot.tensor)
