@@ -21,28 +21,34 @@ def check_equal(
     outputs that are not finite, and for a constant reference, with which any check would pass.
     """
     with torch.no_grad(), evaluating(masked, small):
-        (references, asked), (outputs, found) = (_tensors(_run(model, example_inputs)) for model in (masked, small))
+        reference, output = (run(model, example_inputs) for model in (masked, small))
+    return compare(reference, output, f"{type(masked).__name__}, masked against cut", tolerance)
+
+
+def compare(masked: Any, small: Any, at: str, tolerance: float | None = None) -> float:
+    """`check_equal` for outputs that are there already."""
+    (references, asked), (outputs, found) = _tensors(masked), _tensors(small)
     if asked != found:
-        raise _not_equal(f"outputs are {found}; {asked} is asked", masked)
+        raise _not_equal(f"outputs are {found}; {asked} is asked", at)
     if not references:
-        raise _not_equal("the output holds no tensor, so the check could not fail", masked)
+        raise _not_equal("the output holds no tensor, so the check could not fail", at)
     worst = 0.0
     for i, (reference, output) in enumerate(zip(references, outputs, strict=True)):
         limit = TOLERANCE.get(reference.dtype, 1e-5) if tolerance is None else tolerance
         reference, output = reference.cpu().double(), output.cpu().double()
         if not (reference.isfinite().all() and output.isfinite().all()):
-            raise _not_equal(f"output {i} holds values that are not finite", masked)
+            raise _not_equal(f"output {i} holds values that are not finite", at)
         scale = reference.abs().max().item() if reference.numel() else 0.0
         if scale == 0.0 or (reference.numel() > 1 and (reference == reference.flatten()[0]).all()):
-            raise _not_equal(f"output {i} of the reference is constant, so the check could not fail", masked)
+            raise _not_equal(f"output {i} of the reference is constant, so the check could not fail", at)
         error = (reference - output).abs().max().item() / scale
         if error > limit:
-            raise _not_equal(f"output {i} differs by {error:.1e} of its largest value; {limit:.0e} is allowed", masked)
+            raise _not_equal(f"output {i} differs by {error:.1e} of its largest value; {limit:.0e} is allowed", at)
         worst = max(worst, error)
     return worst
 
 
-def _run(model: nn.Module, example_inputs: ExampleInputs) -> Any:
+def run(model: nn.Module, example_inputs: ExampleInputs) -> Any:
     args, kwargs = as_call(example_inputs)
     with own_random_state(model):  # both draw the same numbers, if they draw any
         return model(*args, **kwargs)
@@ -65,10 +71,10 @@ class _Leaf:
         return self.text
 
 
-def _not_equal(fact: str, model: nn.Module) -> NotEqual:
+def _not_equal(fact: str, at: str) -> NotEqual:
     return NotEqual(
         fact,
-        at=f"{type(model).__name__}, masked against cut",
+        at=at,
         effect="the cut network must not be used",
         fix="check that both come from the same weights and keep, and that the example gives an output that varies",
     )

@@ -64,10 +64,27 @@ def mask_(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, Tensor]) -> 
 def cut(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     """A smaller copy of `model` without the closed units; it computes what `mask` does. Raises BadKeep.
 
-    Each tensor is sliced once. dtype, device, memory format, mode, requires_grad, tied weights and hooks are kept;
-    gradients are not. The result carries a Receipt for `surgery.save`.
+    Each tensor is sliced once. Where a whole branch is closed, one channel stays in it that nobody reads. dtype,
+    device, memory format, mode, requires_grad, tied weights and hooks are kept; gradients are not. The result carries a Receipt for `surgery.save`.
     """
-    return cut_to(model, graph, graph.checked(keep)[1])
+    full, alive = graph.checked(keep)
+    small = cut_to(model, graph, alive)
+    _silence_(small, graph, full, alive)
+    return small
+
+
+def _silence_(
+    small: nn.Module, graph: ChannelGraph, keep: Mapping[str, Tensor], alive: Mapping[tuple[str, int], Tensor]
+) -> None:
+    """What a cut left of an emptied width, one unit, is read as zero: the branch gives what its biases give."""
+    tensors = dict(small.named_parameters())
+    for group in graph.groups:
+        if not keep[group.name].any():
+            for slot in group.readers:
+                kept = alive[slot.tensor, slot.axis].nonzero().squeeze(1)
+                left = torch.isin(kept, slot.positions[0]).nonzero().squeeze(1)
+                with torch.no_grad():
+                    tensors[slot.tensor].index_fill_(slot.axis, left.to(tensors[slot.tensor].device), 0)
 
 
 def cut_to(model: nn.Module, graph: ChannelGraph, alive: Mapping[tuple[str, int], Tensor]) -> nn.Module:

@@ -1,13 +1,14 @@
 """`trace`: from a network to its channel graph, proven on a network that was really cut."""
 
+import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from surgery.capture import ExampleInputs
-from surgery.check import check_equal
+from surgery.capture import ExampleInputs, evaluating
+from surgery.check import compare, run
 from surgery.cut import copied, cut_to, mask_
 from surgery.doubts import Settled, Supposition, ranks, settle
 from surgery.errors import BadKeep, NotEqual, NotFollowed, SurgeryError
@@ -80,7 +81,7 @@ class _Search:
             attempt = self._attempt()
             failure = self._disproof(attempt, attempt.doubted)
             if failure is None:
-                return attempt.graph
+                return _with_branches(attempt.graph, self.seen)
             blamed = self._blame(attempt, failure)
             for keys, found in blamed.items():
                 self._reconsider(keys, found)
@@ -168,17 +169,42 @@ class _Search:
                 again = observe(small, self.example)
         except SurgeryError as error:
             return _Failure(f"a cut network does not run ({str(error).splitlines()[0]})")
-        if again.outputs != self.seen.outputs:
-            return _Failure("a cut network has outputs of another shape")
         if not _same_names(self.seen, again, alive):
             return _Failure("a cut network reads other channels")
         mask_(probe, graph, full)
         try:
-            check_equal(probe, small, self.example)
+            with torch.no_grad(), evaluating(probe):
+                compare(run(probe, self.example), again.output, "surgery.trace")
         except NotEqual as error:
             text = str(error).splitlines()[0]
-            return _Failure(f"a cut network could not be shown to compute the same ({text})", of_values=True)
+            shape = _shapes(again.output) != _shapes(self.seen.output)
+            return _Failure(f"a cut network could not be shown to compute the same ({text})", of_values=not shape)
         return None
+
+
+def _with_branches(graph: ChannelGraph, seen: Observed) -> ChannelGraph:
+    """Mark the groups beside whose readers the input reaches every output.
+
+    Per node, the groups (as bits) that every way from the input to it passes through a reader of: what all its sources
+    have in common, and what it reads itself.
+    """
+    bit: dict[AxisKey, int] = {}
+    for i, group in enumerate(graph.groups):
+        for slot in group.readers:
+            bit[slot.tensor, slot.axis] = bit.get((slot.tensor, slot.axis), 0) | 1 << i
+    passed: list[int] = []
+    for node in seen.nodes:
+        common = functools.reduce(int.__and__, (passed[source] for source in node.sources)) if node.sources else 0
+        passed.append(functools.reduce(int.__or__, (bit.get(key, 0) for key in node.reads), common))
+    needed = functools.reduce(int.__or__, (passed[end] if end >= 0 else -1 for end in seen.ends), 0)
+    groups = tuple(
+        replace(group, droppable=not needed >> i & 1 and not group.norms) for i, group in enumerate(graph.groups)
+    )
+    return replace(graph, groups=groups)
+
+
+def _shapes(output: object) -> list[torch.Size]:
+    return [leaf.shape for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _openable(graph: ChannelGraph, keep: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[AxisKey, Tensor]]:
@@ -218,27 +244,19 @@ def _without_constants(model: nn.Module) -> nn.Module:
     return probe
 
 
-def _raw(seen: Observed) -> dict[AxisKey, Axis]:
-    """The classes along every axis by the ties of the run alone."""
-    label = seen.names.classes()
-    return {key: Axis(axis.role, relabelled(label, axis.names)) for key, axis in seen.axes.items()}
-
-
 def _same_names(before: Observed, after: Observed, alive: Mapping[AxisKey, Tensor]) -> bool:
     """Is there a one-to-one map between the classes of both, valid on every axis?
 
     A parameter used element by element may have a single long axis in one of them only; then it is no axis there.
     """
-    dense_axes, small_axes = _raw(before), _raw(after)
     free = before.elements.keys() | after.elements.keys()
-    if {tensor for tensor, _ in dense_axes.keys() ^ small_axes.keys()} - free:
+    if {tensor for tensor, _ in before.axes.keys() ^ after.axes.keys()} - free:
         return False
-    pairs = []
-    for key in dense_axes.keys() & small_axes.keys():
-        old, new = dense_axes[key].names, small_axes[key].names
-        old = old[alive[key]] if key in alive else old
-        if old.shape != new.shape:
-            return False
-        pairs.append(torch.stack((old, new)))
-    unique = distinct(torch.cat(pairs, dim=1))
+    both = list(before.axes.keys() & after.axes.keys())
+    old = [before.axes[key].names[alive[key]] if key in alive else before.axes[key].names for key in both]
+    new = [after.axes[key].names for key in both]
+    if [len(names) for names in old] != [len(names) for names in new]:
+        return False
+    classes = [relabelled(s.names.classes(), torch.cat(n)) for s, n in ((before, old), (after, new))]
+    unique = distinct(torch.stack(classes))
     return bool(unique.shape[1] == len(unique[0].unique()) == len(unique[1].unique()))

@@ -1,5 +1,6 @@
 """The channel graph: which channels live or die together, and where they lie in the parameters. Plain data."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,12 +35,16 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Units that are cut along one gate vector. `kind`: "filter", "neuron", "head", or "channel" of several writers."""
+    """Units that are cut along one gate vector. `kind`: "filter", "neuron", "head", or "channel" of several writers.
+
+    A `droppable` group may be closed altogether: its readers lie on a branch beside which the input reaches the output.
+    """
 
     name: str
     kind: str
     units: int
     slots: tuple[Slot, ...]
+    droppable: bool = False
 
     @property
     def readers(self) -> tuple[Slot, ...]:
@@ -110,7 +115,7 @@ class ChannelGraph:
                 effect="nothing was changed",
                 fix="take the names from graph.groups; the keep may come from another network's graph",
             )
-        full = {}
+        full: dict[str, Tensor] = {}
         for group in self.groups:
             given = keep.get(group.name)
             if given is None:
@@ -126,30 +131,57 @@ class ChannelGraph:
                     fix="give one boolean per unit",
                 )
             full[group.name] = given
-        alive = self.kept(full)
-        self._refuse_emptied(alive)
-        return full, alive
+        self._refuse_emptied(full)
+        return full, self.kept(self.physical(full))
+
+    def physical(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a cut keeps for a complete `keep`: a width that would be empty has one unit left, which nobody reads."""
+        empty = {key for key, flags in self.kept(keep).items() if not flags.any()}
+        left = dict(keep)
+        for group in self.groups:
+            if empty and not keep[group.name].any() and any((s.tensor, s.axis) in empty for s in group.slots):
+                left[group.name] = torch.arange(group.units) == 0
+        return left
 
     def kept(self, keep: Keep) -> dict[tuple[str, int], Tensor]:
         """Per (tensor, axis) with slots, a boolean per index: does it survive? `keep` must be complete."""
-        alive: dict[tuple[str, int], Tensor] = {}
-        for group in self.groups:
-            closed = ~keep[group.name]
-            for slot in group.slots:
-                key = slot.tensor, slot.axis
-                if key not in alive:
-                    alive[key] = torch.ones(self.length(*key), dtype=torch.bool)
-                alive[key][slot.positions[closed]] = False
-        return alive
+        if not self.groups:
+            return {}
+        lengths, unit, place = self._places
+        flat = torch.cat([keep[group.name] for group in self.groups])
+        alive = torch.ones(sum(lengths.values()), dtype=torch.bool)
+        alive[place[~flat[unit]]] = False
+        return dict(zip(lengths, alive.split(list(lengths.values())), strict=True))
 
-    def _refuse_emptied(self, alive: Mapping[tuple[str, int], Tensor]) -> None:
-        for (tensor, axis), mask in alive.items():
+    @cached_property
+    def _places(self) -> tuple[dict[tuple[str, int], int], Tensor, Tensor]:
+        """All axes with slots laid end to end: their lengths; and per occupied index its unit, in the order of all
+        units, and its place."""
+        lengths: dict[tuple[str, int], int] = {}
+        slots = [(group, slot) for group in self.groups for slot in group.slots]
+        for _, slot in slots:
+            lengths.setdefault((slot.tensor, slot.axis), self.length(slot.tensor, slot.axis))
+        starts = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0), strict=False))
+        ends = itertools.accumulate(group.units for group in self.groups)
+        after = dict(zip((group.name for group in self.groups), ends, strict=True))
+        unit = [
+            torch.arange(after[group.name] - group.units, after[group.name]).repeat_interleave(slot.positions.shape[1])
+            for group, slot in slots
+        ]
+        place = [slot.positions.reshape(-1) + starts[slot.tensor, slot.axis] for _, slot in slots]
+        return lengths, torch.cat(unit), torch.cat(place)
+
+    def _refuse_emptied(self, keep: Mapping[str, Tensor]) -> None:
+        for (tensor, axis), mask in self.kept(keep).items():
             if not mask.any():
-                culprits = [g.name for g in self.groups if any((s.tensor, s.axis) == (tensor, axis) for s in g.slots)]
+                groups = [g for g in self.groups if any((s.tensor, s.axis) == (tensor, axis) for s in g.slots)]
+                if all(group.droppable for group in groups):
+                    continue
+                culprits = [group.name for group in groups]
                 raise BadKeep(
                     f"all {mask.numel()} channels on axis {axis} of {tensor} would be removed",
                     at=f"group {', '.join(culprits)}",
-                    effect="nothing was changed: a layer without channels computes nothing",
+                    effect="nothing was changed: all that the network computes goes through this width",
                     fix="keep at least one unit of the group",
                 )
 

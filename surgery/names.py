@@ -88,7 +88,7 @@ def together(compute: Callable[..., Tensor], tensors: Sequence[Tensor], fixed: i
         and len({t.shape[a] for t in tensors}) == 1
     ]
     result = compute(*(shortened(t, spared) for t in tensors))
-    return result.expand([tensors[0].shape[a] if a in spared else result.shape[a] for a in range(rank)])
+    return torch.broadcast_to(result, [tensors[0].shape[a] if a in spared else result.shape[a] for a in range(rank)])
 
 
 def distinct(pairs: Tensor) -> Tensor:
@@ -104,6 +104,13 @@ def relabelled(label: Tensor, names: Tensor) -> Tensor:
     """The class of each name; NEUTRAL stays."""
     small = dense(names)
     return torch.where(small == NEUTRAL, NEUTRAL, label[small.clamp_min(0)]).expand(names.shape)
+
+
+def relabelled_all(label: Tensor, vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`relabelled` of many vectors at once."""
+    if not vectors:
+        return ()
+    return torch.split(relabelled(label, torch.cat(tuple(vectors))), [len(vector) for vector in vectors])
 
 
 def along(names: Tensor, axis: int) -> Tensor:

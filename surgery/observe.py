@@ -15,7 +15,7 @@ from surgery.capture import ExampleInputs, Listener, Restart, as_call, listen, s
 from surgery.errors import CaptureFailed
 from surgery.graph import Layer
 from surgery.names import NEUTRAL, dense, varying
-from surgery.observed import Axis, Doubt, Observed, State
+from surgery.observed import Axis, Doubt, Node, Observed, State
 from surgery.operators import RULES, WEIGHTED, CannotFollow
 
 ELEMENT_LIMIT = 1 << 22
@@ -50,6 +50,7 @@ class _Run(Listener):
         self.seen, self.counting = Observed(), True
         self.states = {id(state.value): state for state in _states(model)}
         self.known: Any = WeakTensorKeyDictionary()
+        self.node_of: Any = WeakTensorKeyDictionary()
         self.used: set[str] = set()
         args, kwargs = as_call(example_inputs)
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()]
@@ -58,7 +59,8 @@ class _Run(Listener):
     def run(self) -> Observed:
         self._name_inputs()
         output = listen(self.model, self.example, self)
-        self.seen.outputs = [leaf.shape for leaf in _tensors(output)]
+        self.seen.output = output
+        self.seen.ends = [self.node_of.get(leaf, -1) for leaf in _tensors(output)]
         self._pin_outputs(output)
         if self._unseen():
             self.counting = False
@@ -76,6 +78,7 @@ class _Run(Listener):
                 self.seen.inputs[".".join(_step(step) for step in path)] = name
                 self.seen.names.pin(name, "model input")
                 self.known[leaf] = name.view([1] * leaf.dim()).expand(leaf.shape)
+                self.node_of[leaf] = self._node([])
 
     def _pin_outputs(self, output: Any) -> None:
         for leaf in _tensors(output):
@@ -100,11 +103,20 @@ class _Run(Listener):
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         call = Call(self, func, args, kwargs, result)
+        sources = [self.node_of[t] for t in _tensors((args, dict(kwargs))) if t in self.node_of]
+        if sources:
+            call.node = self._node(sources)
         box = self.boxes.get(self.module)
         names = call.follow() if box is None else call.pin_everything(box)
         for tensor, name in zip(_tensors(result), _tensors(names), strict=True):
             if id(tensor) not in self.states:
                 self.known[tensor] = name
+                if sources:
+                    self.node_of[tensor] = call.node
+
+    def _node(self, sources: list[int]) -> int:
+        self.seen.nodes.append(Node(tuple(sources)))
+        return len(self.seen.nodes) - 1
 
     def entered(self, arguments: Any) -> None:
         if self.module in self.boxes:
@@ -139,6 +151,7 @@ class Call:
         full: str = func._schema.name.split("::")[-1]
         self.name = full.removesuffix("_") if self.mutable else full
         self.owner = run.module
+        self.node: int | None = None
         self.where = self.owner or "the model's forward"
 
     @property
@@ -214,6 +227,8 @@ class Call:
     def vector(self, x: Tensor, axis: int) -> Tensor:
         """The names along `axis`, shape (channels,); names that share an index are tied."""
         small = dense(x).movedim(axis, 0).flatten(1)
+        if small.shape[1] == 1:
+            return small[:, 0].expand(x.shape[axis])
         names = torch.where((small == NEUTRAL).all(1), NEUTRAL, small.max(1).values)
         self.names.tie(small, names[:, None])
         return names.expand(x.shape[axis]) if names.numel() == 1 else names
@@ -243,6 +258,8 @@ class Call:
         return self._run.model.get_submodule(weight.name.rpartition(".")[0])
 
     def read(self, weight: State, axis: int, names: Tensor) -> None:
+        if self.node is not None:
+            self._seen.nodes[self.node].reads.append((weight.name, axis))
         self._axis(weight, axis, "read", names)
 
     def write(self, weight: State, axis: int, names: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """What a run on names saw. Plain data."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,19 @@ class Doubt:
 
 
 @dataclass
+class Node:
+    """An operator that depends on the model's inputs: on which nodes, and along which axes its weights read."""
+
+    sources: tuple[int, ...]
+    reads: list[tuple[str, int]] = field(default_factory=list)
+
+
+@dataclass
 class Observed:
-    """Everything a run saw. `axes` counts sizes that modules remember as tensors of one axis."""
+    """Everything a run saw. `axes` counts sizes that modules remember as tensors of one axis.
+
+    `nodes` are the operators in order, `ends` those that give the model's outputs.
+    """
 
     names: Names = field(default_factory=Names)
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
@@ -57,5 +69,7 @@ class Observed:
     doubts: list[Doubt] = field(default_factory=list)
     layers: dict[str, Layer] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: list[torch.Size] = field(default_factory=list)
+    output: Any = None
+    nodes: list[Node] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)

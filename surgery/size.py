@@ -62,7 +62,8 @@ class SizeModel:
 
     def of(self, keep: Keep) -> Size:
         """The true size for a keep. Raises BadKeep."""
-        flat = self.flat(keep).double()
+        left = self.graph.physical(self.graph.complete(keep))
+        flat = self.flat(left).double()
         return Size(round(self.params(flat).item()), round(self.macs(flat).item()))
 
     @property

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graph import ChannelGraph, ChannelGroup, Layer, Pinned, Slot
-from surgery.names import NEUTRAL, Names, relabelled, varying
+from surgery.names import NEUTRAL, Names, relabelled, relabelled_all, varying
 from surgery.observed import Axis, Observed
 
 AxisKey = tuple[str, int]
@@ -34,7 +34,8 @@ def resolve(seen: Observed, names: Names, label: Tensor) -> tuple[dict[AxisKey, 
     for (tensor, _), axis_seen in axes.items():
         if tensor in seen.opaque:
             names.pin(axis_seen.names, seen.opaque[tensor])
-    resolved = {key: Axis(axis.role, relabelled(label, axis.names)) for key, axis in axes.items()}
+    found = relabelled_all(label, [axis.names for axis in axes.values()])
+    resolved = {key: Axis(axis.role, part) for (key, axis), part in zip(axes.items(), found, strict=True)}
     return resolved, names.reasons(label)
 
 
@@ -97,12 +98,10 @@ class _Places:
     def slots(self, units: Tensor, axes: Mapping[AxisKey, Axis]) -> tuple[Slot, ...]:
         start, stop = self.start[units], self.start[units + 1]
         entries = start[:, None] + torch.arange(int((stop - start)[0]))
-        positions, row = self.position[entries], self.axis[entries[0]]
-        return tuple(
-            Slot(tensor, axis, axes[tensor, axis].role, positions[:, row == key].contiguous())
-            for key in row.unique_consecutive().tolist()
-            for tensor, axis in (self.keys[key],)
-        )
+        keys, counts = self.axis[entries[0]].unique_consecutive(return_counts=True)
+        parts = self.position[entries].split(counts.tolist(), dim=1)
+        places = (self.keys[key] for key in keys.tolist())
+        return tuple(Slot(key[0], key[1], axes[key].role, part) for key, part in zip(places, parts, strict=True))
 
 
 def _places(axes: Mapping[AxisKey, Axis]) -> _Places:

@@ -175,6 +175,20 @@ def test_layers_remember_their_new_sizes(name: str) -> None:
             assert layer.weight.shape == (layer.num_parameters,)
 
 
+@pytest.mark.parametrize("name", ["residual", "c2f", "class_token"])
+def test_a_branch_that_is_closed_altogether_is_cut_exactly(name: str) -> None:
+    model, x, graph = traced(name)
+    droppable = [group for group in graph.groups if group.droppable]
+    assert droppable
+    assert not all(group.droppable for group in graph.groups)
+    for group in droppable:
+        keep = {**random_keep(graph, 0), group.name: torch.zeros(group.units, dtype=torch.bool)}
+        small = surgery.cut(model, graph, keep)
+        assert relative_error(gated_output(model, graph, keep, x), run(small, x)) < 1e-12
+        assert surgery.check_equal(surgery.mask(model, graph, keep), small, x) < 1e-12
+        assert surgery.SizeModel(graph).of(keep).params == sum(p.numel() for p in small.parameters())
+
+
 def test_the_small_network_trains() -> None:
     model, x, graph = traced("residual")
     small = surgery.cut(model, graph, random_keep(graph, 0)).train()
@@ -199,7 +213,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "too many axes": ({"a": torch.ones(6, 1, dtype=torch.bool)}, r"of shape \(6, 1\)"),
     "numbers": ({"a": torch.ones(6)}, r"is torch.float32 of shape \(6,\)"),
     "indices": ({"a": torch.arange(6)}, "is torch.int64"),
-    "nothing left": ({"a": torch.zeros(6, dtype=torch.bool)}, "all 6 channels on axis . of a.weight would be removed"),
+    "nothing left": ({"stem.0": torch.zeros(8, dtype=torch.bool)}, "all 8 channels on axis . of .* would be removed"),
 }
 
 
