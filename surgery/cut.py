@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import NotCopied
-from surgery.graph import ChannelGraph, Keep
+from surgery.graph import OVER, SOURCE, ChannelGraph, Keep
 from surgery.norms import gate_norm_, is_gated, narrow_gate_, norm_units
 from surgery.twins import twin_
 
@@ -28,10 +28,6 @@ class Receipt:
     shapes: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
     sizes: Mapping[str, int] = field(default_factory=dict)
-
-
-SOURCE = ":source"
-"""Added to the name of a buffer of indices: the channels that these count."""
 
 
 def mask(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
@@ -65,7 +61,8 @@ def cut(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
     """A smaller copy of `model` without the closed units; it computes what `mask` does. Raises BadKeep.
 
     Each tensor is sliced once. Where a whole branch is closed, one channel stays in it that nobody reads. dtype,
-    device, memory format, mode, requires_grad, tied weights and hooks are kept; gradients are not. The result carries a Receipt for `surgery.save`.
+    device, memory format, mode, requires_grad, tied weights and hooks are kept; gradients are not. The result carries a
+    Receipt for `surgery.save`.
     """
     full, alive = graph.checked(keep)
     small = cut_to(model, graph, alive)
@@ -91,7 +88,7 @@ def cut_to(model: nn.Module, graph: ChannelGraph, alive: Mapping[tuple[str, int]
     """`cut` to what survives along each axis."""
     kept: dict[str, dict[int, Tensor]] = {}
     for (tensor, axis), flags in alive.items():
-        if not flags.all():
+        if not flags.all() and not tensor.endswith(OVER):
             kept.setdefault(tensor, {})[axis] = flags.nonzero().squeeze(1)
     sizes = {name: len(axes[0]) for name, axes in kept.items() if name in graph.sizes and not name.endswith(SOURCE)}
     small = rebuilt(model, {name: axes for name, axes in kept.items() if name not in sizes}, sizes)
@@ -141,12 +138,22 @@ def rebuilt(model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], sizes: M
     _slice_orders(small, kept, tensors)
     for name, value in sizes.items():
         owner, _, attribute = name.rpartition(".")
-        module = small.get_submodule(owner)
-        was = getattr(module, attribute)
-        setattr(module, attribute, type(was)([value]) if isinstance(was, tuple | list) else value)
+        _remember(small.get_submodule(owner), attribute, value)
     for name in changed:
         _remember_sizes(small.get_submodule(name) if name in originals else small)
     return small
+
+
+def _remember(module: nn.Module, attribute: str, value: int) -> None:
+    """Set an integer, the only entry of a list, or the entry `[i]` of one."""
+    attribute, _, index = attribute.removesuffix("]").partition("[")
+    was = getattr(module, attribute)
+    if isinstance(was, tuple | list):
+        entries = list(was)
+        entries[int(index or 0)] = value
+        setattr(module, attribute, type(was)(entries))
+    else:
+        setattr(module, attribute, value)
 
 
 def _sliced(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:

@@ -61,6 +61,7 @@ def settle(
             axes = varying(classes)
             if len(axes) > 1:
                 rank = suppositions.get(doubt.key, Supposition()).rank
+                names.at = doubt.text
                 order = sorted(axes, key=lambda axis: (-doubt.names.shape[axis], -axis))
                 for axis in order:
                     if axis != order[min(rank, len(order) - 1)]:
@@ -97,7 +98,10 @@ def _sizes(
 
 
 def _attributes(module: nn.Module, number: int) -> Iterator[str]:
+    """Names of integers that the module has, such as `num_heads`, or in a list: `shape[0]`."""
     if number > 1:
         for name, value in vars(module).items():
             if type(value) is int and value == number:
                 yield name
+            elif isinstance(value, tuple | list) and len(value) < 9:
+                yield from (f"{name}[{i}]" for i, entry in enumerate(value) if type(entry) is int and entry == number)

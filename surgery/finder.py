@@ -16,6 +16,7 @@ from surgery.graph import ChannelGraph
 from surgery.names import dense, distinct, relabelled
 from surgery.observe import observe
 from surgery.observed import Axis, Observed
+from surgery.probing import lopsided, random
 from surgery.twins import twinned
 from surgery.units import AxisKey, build, resolve
 
@@ -30,8 +31,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "nam
     `example_inputs` is what the forward takes: a tensor, a tuple of positional or a mapping of keyword inputs; shapes
     and the path taken through the forward are those of the example. `finder` is "names" (default: runs the network
     once on the names of its channels) or "torch-pruning" (its DependencyGraph, as a second opinion). The model is
-    unchanged. Before the graph is returned, a third of all units is cut out of a copy: the copy must read the same
-    names everywhere and compute what the masked network does; what fails is pinned with that reason.
+    unchanged. Before the graph is returned, units are cut out of copies: these must read the same names everywhere and
+    compute what the masked network does; what fails is pinned with that reason.
     Raises CaptureFailed, NotFollowed.
     """
     if finder not in FINDERS:
@@ -99,7 +100,8 @@ class _Search:
         axes, reasons = resolve(self.seen, settled.names, settled.label)
         inputs = {name: int(settled.label[channel]) for name, channel in self.seen.inputs.items()}
         axes |= settled.sizes
-        graph = build(axes, reasons, self.seen.layers, self.model, inputs, self.seen.unseen)
+        tied_by = functools.partial(settled.names.tied_by, settled.label)
+        graph = build(axes, reasons, self.seen.layers, self.model, inputs, self.seen.unseen, tied_by)
         return _Attempt(settled, graph, self._doubted(settled.label, axes, graph))
 
     def _doubted(
@@ -146,32 +148,43 @@ class _Search:
                 self.pinned.append((channels, failure.text))
         return len(self.pinned) > before
 
-    def _disproof(self, attempt: _Attempt, groups: Iterable[str]) -> _Failure | None:
-        """Cut units out of `groups` in two ways, or one if no line spells out shapes or places; None if exact."""
-        groups = list(groups)
-        shapes = any(attempt.doubted[name] - self.of_values for name in groups)
-        for pattern in (_lowest, _random) if shapes else (_random,):
-            units = {group.name: (i, group.units) for i, group in enumerate(attempt.graph.groups)}
-            failure = self._inexact(attempt.graph, {name: pattern(*units[name]) for name in groups})
-            if failure:
-                return failure
-        return None
+    def _disproof(self, attempt: _Attempt, names: Iterable[str]) -> _Failure | None:
+        """Cut units out of the groups `names`; None if that is exact.
 
-    def _inexact(self, graph: ChannelGraph, keep: dict[str, Tensor]) -> _Failure | None:
-        """Why cutting to `keep` is not what masking is."""
-        if not keep:
+        Where lines spell out shapes or places, three cuts in which no two widths lose the same; else one.
+        """
+        units = {name: attempt.graph.by_name[name].units for name in names}
+        if not units:
             return None
+        if any(attempt.doubted[name] - self.of_values for name in units):
+            for keep in lopsided(units):
+                failure = self._misread(self.model, attempt.graph, keep)[0]
+                if failure:
+                    return failure
+        return self._miscomputed(attempt.graph, random(units))
+
+    def _misread(
+        self, model: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor]
+    ) -> tuple[_Failure | None, Observed | None]:
+        """Does a cut of `model` run and read the names that it did? Also what was seen of it."""
         try:
-            full, alive = _openable(graph, keep)
-            probe = _without_constants(self.model)
-            small = cut_to(probe, graph, alive)
+            alive = _checked(graph, keep)[1]
+            small = cut_to(model, graph, alive)
             with twinned(small):
                 again = observe(small, self.example)
         except SurgeryError as error:
-            return _Failure(f"a cut network does not run ({str(error).splitlines()[0]})")
+            return _Failure(f"a cut network does not run ({str(error).splitlines()[0]})"), None
         if not _same_names(self.seen, again, alive):
-            return _Failure("a cut network reads other channels")
-        mask_(probe, graph, full)
+            return _Failure("a cut network reads other channels"), again
+        return None, again
+
+    def _miscomputed(self, graph: ChannelGraph, keep: dict[str, Tensor]) -> _Failure | None:
+        """Does a cut network compute what the masked one does?"""
+        probe = _without_constants(self.model)
+        failure, again = self._misread(probe, graph, keep)
+        if failure or again is None:
+            return failure
+        mask_(probe, graph, _checked(graph, keep)[0])
         try:
             with torch.no_grad(), evaluating(probe):
                 compare(run(probe, self.example), again.output, "surgery.trace")
@@ -207,28 +220,12 @@ def _shapes(output: object) -> list[torch.Size]:
     return [leaf.shape for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _openable(graph: ChannelGraph, keep: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[AxisKey, Tensor]]:
+def _checked(graph: ChannelGraph, keep: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[AxisKey, Tensor]]:
     """`keep` checked; where groups of one unit empty an axis together, all of these are kept."""
     try:
         return graph.checked(keep)
     except BadKeep:
         return graph.checked({name: flags for name, flags in keep.items() if len(flags) > 1})
-
-
-def _lowest(index: int, units: int) -> Tensor:
-    """A keep without the first 3 or 5 units, so that halves, even places and neighbours lose different numbers."""
-    keep = torch.ones(units, dtype=torch.bool)
-    keep[: max(1, min(3 + 2 * (index % 2), units - 1))] = False
-    return keep
-
-
-def _random(index: int, units: int) -> Tensor:
-    """A keep without a random fifth to half of the units, of one unit without any; different for every group."""
-    generator = torch.Generator().manual_seed(index)
-    share = 0.2 + 0.3 * torch.rand((), generator=generator).item()
-    keep = torch.ones(units, dtype=torch.bool)
-    keep[torch.randperm(units, generator=generator)[: max(1, int(share * units))]] = False
-    return keep
 
 
 def _without_constants(model: nn.Module) -> nn.Module:
@@ -245,9 +242,10 @@ def _without_constants(model: nn.Module) -> nn.Module:
 
 
 def _same_names(before: Observed, after: Observed, alive: Mapping[AxisKey, Tensor]) -> bool:
-    """Is there a one-to-one map between the classes of both, valid on every axis?
+    """Does every class of the small network lie in one class of the dense one, on every axis?
 
-    A parameter used element by element may have a single long axis in one of them only; then it is no axis there.
+    The dense classes may be coarser: ties that a single head does not need any more do no harm. A parameter used
+    element by element may have a single long axis in one of them only; then it is no axis there.
     """
     free = before.elements.keys() | after.elements.keys()
     if {tensor for tensor, _ in before.axes.keys() ^ after.axes.keys()} - free:
@@ -255,8 +253,10 @@ def _same_names(before: Observed, after: Observed, alive: Mapping[AxisKey, Tenso
     both = list(before.axes.keys() & after.axes.keys())
     old = [before.axes[key].names[alive[key]] if key in alive else before.axes[key].names for key in both]
     new = [after.axes[key].names for key in both]
-    if [len(names) for names in old] != [len(names) for names in new]:
+    old, new = old + before.output_names, new + after.output_names
+    if [names.shape for names in old] != [names.shape for names in new]:
         return False
+    old, new = ([names.flatten() for names in side] for side in (old, new))
     classes = [relabelled(s.names.classes(), torch.cat(n)) for s, n in ((before, old), (after, new))]
     unique = distinct(torch.stack(classes))
-    return bool(unique.shape[1] == len(unique[0].unique()) == len(unique[1].unique()))
+    return bool(unique.shape[1] == len(unique[1].unique()))

@@ -14,6 +14,12 @@ Keep = Mapping[str, Tensor]
 """Per group name a boolean tensor of shape (units,); groups left out are kept whole."""
 
 
+OVER = ":over"
+"""Added to the name of a weight: the channels along whose axis it is applied, as a size."""
+SOURCE = ":source"
+"""Added to the name of a buffer of indices: the channels that these count, as a size."""
+
+
 @dataclass(frozen=True, eq=False)
 class Slot:
     """Where the units of a group lie along one axis of one tensor.
@@ -24,7 +30,8 @@ class Slot:
 
     `tensor` may also be a size that a module remembers, such as `block.attention.num_heads`, seen as a vector of that
     length: role "size", or "norm" where statistics are taken over these channels (so closed ones must be left out).
-    Role "order" is a buffer of indices, "source" the channels that these indices count.
+    Role "order" is a buffer of indices, "source" the channels that these indices count, "over" those along whose axis
+    a weight is applied.
     """
 
     tensor: str
@@ -67,7 +74,10 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that multiplies: each element of `weight` is used in `repeats` multiply-adds per example."""
+    """A layer that multiplies: each element of `weight` is used in `repeats` multiply-adds per example.
+
+    If the graph has a size named `weight` + OVER, as often for each of that many channels.
+    """
 
     name: str
     weight: str

@@ -56,13 +56,25 @@ def transposed_convolution(call: "Call", x: Tensor, weight: Any, bias: Any = Non
 
 
 def linear(call: "Call", x: Tensor, weight: Any, bias: Any = None) -> Tensor:
-    """Reads axis 1 of `weight` (out, in), writes axis 0."""
+    """Reads axis 1 of `weight` (out, in), writes axis 0. Along another axis than the channels: to each the same."""
     weight = call.parameter(weight)
+    across = varying(x)
+    if across and x.dim() - 1 not in across:
+        return _mixing_positions(call, x, weight, bias, across)
     call.read(weight, 1, call.vector(x, x.dim() - 1))
     written = call.write(weight, 0)
     call.carry(bias, 0, written)
     call.count(weight, outputs_per_channel=call.shape.numel() / weight.shape[0])
     return call.spread(written, len(call.shape) - 1)
+
+
+def _mixing_positions(call: "Call", x: Tensor, weight: Any, bias: Any, across: list[int]) -> Tensor:
+    """A linear layer over tokens does for each channel the same: the channels pass, the tokens stay whole."""
+    tokens = call.write(weight, 0)
+    call.names.pin(tokens, f"linear at {call.where} is applied to each channel of another axis")
+    call.carry(bias, 0, tokens)
+    call.count(weight, call.shape.numel() / weight.shape[0], over=call.vector(x, across[0]))
+    return x.narrow(x.dim() - 1, 0, 1).expand(call.shape)
 
 
 def embedding(call: "Call", weight: Any, index: Tensor, *_: Any) -> Tensor:

@@ -15,14 +15,19 @@ NEUTRAL = -1
 
 @dataclass
 class Names:
-    """A union-find over names: `fresh` makes them, `tie` joins them, `pin` forbids their removal and says why."""
+    """A union-find over names: `fresh` makes them, `tie` joins them, `pin` forbids their removal and says why.
+
+    `origins` tells for each batch of `edges` what was going on: the value of `at` then.
+    """
 
     count: int = 0
     edges: list[Tensor] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    at: str = ""
     pins: list[tuple[Tensor, str]] = field(default_factory=list)
 
     def copy(self) -> "Names":
-        return Names(self.count, list(self.edges), list(self.pins))
+        return Names(self.count, list(self.edges), list(self.origins), self.at, list(self.pins))
 
     def fresh(self, n: int) -> Tensor:
         """`n` new names, shape (n,)."""
@@ -35,6 +40,7 @@ class Names:
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs != NEUTRAL).all(0)]
         if pairs.numel():
             self.edges.append(distinct(pairs))
+            self.origins.append(self.at)
 
     def pin(self, names: Tensor, reason: str) -> None:
         """Forbid the removal of every channel in `names` (any shape)."""
@@ -54,6 +60,11 @@ class Names:
             while not torch.equal(label, label[label]):
                 label = label[label]
         return label
+
+    def tied_by(self, label: Tensor, channel: int) -> list[str]:
+        """What tied the names of one class, each once."""
+        found = (at for pairs, at in zip(self.edges, self.origins, strict=True) if (label[pairs[0]] == channel).any())
+        return list(dict.fromkeys(found))
 
     def reasons(self, label: Tensor) -> dict[int, str]:
         """Pinned classes and the reason given first for each."""
@@ -94,7 +105,7 @@ def together(compute: Callable[..., Tensor], tensors: Sequence[Tensor], fixed: i
 def distinct(pairs: Tensor) -> Tensor:
     """The different columns of `pairs`, shape (2, n), values from NEUTRAL up."""
     if pairs.shape[1] < 256:
-        return pairs.unique(dim=1)
+        return torch.unique(pairs, dim=1)
     base = int(pairs.max()) + 2
     codes = torch.unique((pairs[0] + 1) * base + pairs[1] + 1)
     return torch.stack((codes // base - 1, codes % base - 1))

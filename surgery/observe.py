@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgery.capture import ExampleInputs, Listener, Restart, as_call, listen, source_line
 from surgery.errors import CaptureFailed
-from surgery.graph import Layer
+from surgery.graph import OVER, Layer
 from surgery.names import NEUTRAL, dense, varying
 from surgery.observed import Axis, Doubt, Node, Observed, State
 from surgery.operators import RULES, WEIGHTED, CannotFollow
@@ -60,6 +60,7 @@ class _Run(Listener):
         self._name_inputs()
         output = listen(self.model, self.example, self)
         self.seen.output = output
+        self.seen.output_names = [dense(self.names_of(leaf)) for leaf in _tensors(output)]
         self.seen.ends = [self.node_of.get(leaf, -1) for leaf in _tensors(output)]
         self._pin_outputs(output)
         if self._unseen():
@@ -153,6 +154,7 @@ class Call:
         self.owner = run.module
         self.node: int | None = None
         self.where = self.owner or "the model's forward"
+        self.names.at = f"{self.name} at {self.where}"
 
     @property
     def shape(self) -> torch.Size:
@@ -306,11 +308,17 @@ class Call:
         known.role = "read" if "read" in (role, known.role) else "write" if "write" in (role, known.role) else role
         return known.names
 
-    def count(self, weight: State, outputs_per_channel: float) -> None:
-        """Note the multiply-adds: each weight element is used once per position and example."""
+    def count(self, weight: State, outputs_per_channel: float, over: Tensor | None = None) -> None:
+        """Note the multiply-adds: each weight element is used once per position and example.
+
+        `over`, shape (channels,): positions that are channels themselves, so that there are fewer after a cut.
+        """
         if not self._run.counting:
             return
         repeats = outputs_per_channel / self._run.batch
+        if over is not None:
+            repeats /= len(over)
+            self._note((f"{weight.name}{OVER}", 0), len(over), "over", over)
         known = self._seen.layers.get(weight.name)
         owner, _, last = weight.name.rpartition(".")
         name = owner if last == "weight" and owner else weight.name

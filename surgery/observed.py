@@ -70,6 +70,7 @@ class Observed:
     layers: dict[str, Layer] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
+    output_names: list[Tensor] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)

@@ -31,7 +31,20 @@ def elementwise(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
 def meet(call: "Call", operands: list[Tensor]) -> Tensor:
     """The names of an element-wise operation of `operands`, which broadcast to the shape of the result."""
     whole = [names.expand(call.shape) for names in operands if not _is_broadcast(call, names, operands)]
-    return join(call, whole) if whole else call.neutral()
+    return join(call, _one_width(call, whole)) if whole else call.neutral()
+
+
+def _one_width(call: "Call", whole: list[Tensor]) -> list[Tensor]:
+    """Channels along one axis that meet channels along another serve all of these: the later written are pinned."""
+    lines = [set(varying(names)) for names in whole]
+    oldest = min((int(names.max()), i) for i, names in enumerate(whole) if lines[i])[1] if any(lines) else 0
+    left = []
+    for names, line in zip(whole, lines, strict=True):
+        if line and not line & lines[oldest]:
+            call.names.pin(names, f"{call.name} at {call.where} meets it with the channels of another axis")
+        else:
+            left.append(names)
+    return left
 
 
 def join(call: "Call", parts: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surgery.graph import ChannelGraph, ChannelGroup, Keep
+from surgery.graph import OVER, ChannelGraph, ChannelGroup, Keep
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SizeModel:
         keys: dict[tuple[str, int], int] = {}
         unit_of, axis_of, counts, offset = [], [], [], 0
         for group in graph.groups:
-            for slot in (s for s in group.slots if s.tensor in graph.shapes):
+            for slot in (s for s in group.slots if s.tensor in graph.shapes or s.role == "over"):
                 axis = keys.setdefault((slot.tensor, slot.axis), len(keys))
                 unit_of.append(torch.arange(offset, offset + group.units))
                 axis_of.append(torch.full((group.units,), axis))
@@ -38,27 +38,32 @@ class SizeModel:
         self._unit = torch.cat(unit_of) if unit_of else torch.empty(0, dtype=torch.long)
         self._axis = torch.cat(axis_of) if axis_of else torch.empty(0, dtype=torch.long)
         self._count = torch.cat(counts).double() if counts else torch.empty(0).double()
-        full = torch.tensor([float(graph.shapes[tensor][axis]) for tensor, axis in keys] + [1.0]).double()
+        full = torch.tensor([float(graph.length(tensor, axis)) for tensor, axis in keys] + [1.0]).double()
         self._fixed = full.index_add(0, self._axis, -self._count)
         repeats = {layer.weight: layer.repeats for layer in graph.layers}
         rank = max((sum(1 for k in keys if k[0] == t) for t in graph.shapes), default=1)
-        axes, elements, macs = [], [], []
+        axes, elements, macs, over = [], [], [], []
         for tensor, shape in graph.shapes.items():
             mine = [(axis, keys[tensor, axis]) for axis in range(len(shape)) if (tensor, axis) in keys]
             rest = torch.Size(n for axis, n in enumerate(shape) if (tensor, axis) not in keys).numel()
             axes.append([i for _, i in mine] + [len(keys)] * (max(rank, 1) - len(mine)))
             elements.append(float(rest))
-            macs.append(rest * repeats.get(tensor, 0.0))
+            along = (f"{tensor}{OVER}", 0)
+            fixed = graph.sizes.get(along[0], 1) if along not in keys else 1
+            macs.append(rest * fixed * repeats.get(tensor, 0.0))
+            over.append(keys.get(along, len(keys)))
         self._axes = torch.tensor(axes, dtype=torch.long)
+        self._over = torch.tensor(over, dtype=torch.long)
         self._elements, self._macs = torch.tensor(elements).double(), torch.tensor(macs).double()
 
     def params(self, open_: Tensor) -> Tensor:
         """Parameters for `open_`, shape (units,), values in [0, 1]. float64 scalar."""
-        return self._sum(open_, self._elements)
+        return (self._elements.to(open_.device) * self._products(open_)[0]).sum()
 
     def macs(self, open_: Tensor) -> Tensor:
         """Multiply-adds per example for `open_`, shape (units,), values in [0, 1]. float64 scalar."""
-        return self._sum(open_, self._macs)
+        products, lengths = self._products(open_)
+        return (self._macs.to(open_.device) * products * lengths[self._over]).sum()
 
     def of(self, keep: Keep) -> Size:
         """The true size for a keep. Raises BadKeep."""
@@ -84,13 +89,12 @@ class SizeModel:
         parts = torch.split(flat.cpu(), [g.units for g in self.graph.groups])
         return {group.name: part.clone() for group, part in zip(self.graph.groups, parts, strict=True)}
 
-    def _sum(self, open_: Tensor, coefficients: Tensor) -> Tensor:
+    def _products(self, open_: Tensor) -> tuple[Tensor, Tensor]:
+        """Per tensor the product of the kept lengths of its axes with slots; and these lengths, with a last 1."""
         device = open_.device
         if self._fixed.device != device:
-            for name in ("_unit", "_axis", "_count", "_fixed", "_axes", "_elements", "_macs"):
-                moved = getattr(self, name).to(device)
-                setattr(self, name, moved)
-            coefficients = coefficients.to(device)
+            for name in ("_unit", "_axis", "_count", "_fixed", "_axes", "_over", "_elements", "_macs"):
+                setattr(self, name, getattr(self, name).to(device))
         weights = open_.double()[self._unit] * self._count
         lengths = self._fixed.index_add(0, self._axis, weights)
-        return (coefficients * lengths[self._axes].prod(1)).sum()
+        return lengths[self._axes].prod(1), lengths

@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from surgery.cut import RECEIPT, SOURCE, Receipt, rebuilt, states
+from surgery.cut import RECEIPT, Receipt, rebuilt, states
 from surgery.errors import BadFile
+from surgery.graph import SOURCE
 
 FORMAT = "diffprune-surgery-2"
 

@@ -1,6 +1,6 @@
 """From tied names to groups of units."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from surgery.observed import Axis, Observed
 
 AxisKey = tuple[str, int]
 
+TIED = "all channels of a width are tied together"
 UNSEEN = "not run in the traced forward: stays whole, and does not fit if another path feeds it channels that were cut"
 
 
@@ -46,6 +47,7 @@ def build(
     model: nn.Module,
     inputs: Mapping[str, int] | None = None,
     unseen: Sequence[str] = (),
+    tied_by: Callable[[int], list[str]] = lambda _: [],
 ) -> ChannelGraph:
     """Units with the same slots form a group, named after its first writer; what is pinned or unread stays out."""
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
@@ -56,6 +58,10 @@ def build(
     for units in places.alike(set(reasons)):
         slots = places.slots(units, axes)
         why = _not_free(slots, len(units), axes, parameters)
+        if why == TIED:
+            operators = tied_by(int(places.channel[units[0]])) or ["each other"]
+            more = f" and {len(operators) - 2} more" if len(operators) > 2 else ""
+            why = f"{TIED} by {', '.join(operators[:2])}{more}"
         if why:
             reasons |= dict.fromkeys(places.channel[units].tolist(), why)
         else:
@@ -128,7 +134,7 @@ def _not_free(
         return "a constant of the network"
     for slot in slots:
         if units == 1 and slot.positions.shape[1] == len(axes[slot.tensor, slot.axis].names):
-            return f"all channels of {slot.tensor} are tied to each other"
+            return TIED
     return None
 
 

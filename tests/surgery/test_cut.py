@@ -175,7 +175,7 @@ def test_layers_remember_their_new_sizes(name: str) -> None:
             assert layer.weight.shape == (layer.num_parameters,)
 
 
-@pytest.mark.parametrize("name", ["residual", "c2f", "class_token"])
+@pytest.mark.parametrize("name", ["residual", "layer_norm_mlp", "class_token"])
 def test_a_branch_that_is_closed_altogether_is_cut_exactly(name: str) -> None:
     model, x, graph = traced(name)
     droppable = [group for group in graph.groups if group.droppable]
