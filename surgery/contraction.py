@@ -28,8 +28,10 @@ def contract(call: "Call", terms: list[str], out: str, operands: list[Any]) -> T
     named = [call.element_names(o) if isinstance(o, State) else o for o in operands]
     summed = {letter for term in terms for letter in term if letter not in out}
     along = [{term[axis] for axis in varying(names)} for term, names in zip(terms, named, strict=True)]
-    if any(sum(letter in letters for letters in along) == 1 for letter in summed):
-        raise CannotFollow("sums over the channels")
+    for letter in summed:
+        mixed = [letters for letters in along if letter in letters]
+        if len(mixed) == 1 and not mixed[0] - summed:  # where a kept letter (the head) tells them apart, they are tied
+            raise CannotFollow("sums over the channels")
     parts = [_laid_out(call, term, names, out, summed) for term, names in zip(terms, named, strict=True)]
     lines = [set(varying(part)) for part in parts]
     if len(parts) > 1 and all(lines) and not set.intersection(*lines):

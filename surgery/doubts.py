@@ -16,15 +16,17 @@ class Supposition:
     """What is supposed of the doubts at one line of code.
 
     Where a view splits the channels over several axes, a cut network can only be shorter along one of them: the
-    `rank`-th, largest first, unless ties from elsewhere leave a single one. With `remembered`, integers of the same
-    value that the module has as attributes are taken for the sizes that the line spells out, and follow the cut.
+    `rank`-th, largest first, unless ties from elsewhere leave a single one. Attributes of the module of the same value
+    as a size that the line spells out are taken for that size, and follow the cut: "integers", or also "lists" of
+    some, or "nothing". By coincidence a kernel is as large as there are heads: so one after the other.
     """
 
     rank: int = 0
-    remembered: bool = True
+    remembered: str = "integers"
 
     def next(self) -> "Supposition":
-        return Supposition(self.rank, False) if self.remembered else Supposition(self.rank + 1, True)
+        after = {"integers": "lists", "lists": "nothing"}.get(self.remembered)
+        return Supposition(self.rank, after) if after else Supposition(self.rank + 1)
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,14 @@ def _sizes(
     found: dict[AxisKey, Axis] = {}
     clashing: set[AxisKey] = set()
     for doubt in seen.doubts:
-        if not suppositions.get(doubt.key, Supposition()).remembered:
+        remembered = suppositions.get(doubt.key, Supposition()).remembered
+        if remembered == "nothing":
             continue
         classes = relabelled(label, doubt.names)
         for axis in varying(classes):
             number = doubt.sizes[axis]
             vector = along(classes, axis)
-            for attribute in _attributes(model.get_submodule(doubt.owner), number):
+            for attribute in _attributes(model.get_submodule(doubt.owner), number, lists=remembered == "lists"):
                 key = (f"{doubt.owner}.{attribute}", 0)
                 known = found.setdefault(key, Axis("size", vector))
                 if key in seen.axes or not torch.equal(known.names, vector):
@@ -97,11 +100,11 @@ def _sizes(
     return {key: axis for key, axis in found.items() if key not in clashing and (axis.names != NEUTRAL).all()}
 
 
-def _attributes(module: nn.Module, number: int) -> Iterator[str]:
+def _attributes(module: nn.Module, number: int, *, lists: bool) -> Iterator[str]:
     """Names of integers that the module has, such as `num_heads`, or in a list: `shape[0]`."""
     if number > 1:
         for name, value in vars(module).items():
             if type(value) is int and value == number:
                 yield name
-            elif isinstance(value, tuple | list) and len(value) < 9:
+            elif lists and isinstance(value, tuple | list) and len(value) < 9:
                 yield from (f"{name}[{i}]" for i, entry in enumerate(value) if type(entry) is int and entry == number)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from surgery.capture import ExampleInputs, evaluating
-from surgery.check import compare, run
+from surgery.check import check_equal, compare, run
 from surgery.cut import copied, cut_to, mask_
-from surgery.doubts import Settled, Supposition, ranks, settle
+from surgery.doubts import Supposition, ranks, settle
 from surgery.errors import BadKeep, NotEqual, NotFollowed, SurgeryError
 from surgery.graph import ChannelGraph
 from surgery.names import dense, distinct, relabelled
@@ -49,11 +49,11 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "nam
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A graph under suppositions, and which doubts each group depends on, by key."""
+    """A graph under suppositions; which doubts each group depends on, by key; which groups meet in one doubt."""
 
-    settled: Settled
     graph: ChannelGraph
     doubted: Mapping[str, frozenset[str]]
+    meetings: frozenset[frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -102,20 +102,23 @@ class _Search:
         axes |= settled.sizes
         tied_by = functools.partial(settled.names.tied_by, settled.label)
         graph = build(axes, reasons, self.seen.layers, self.model, inputs, self.seen.unseen, tied_by)
-        return _Attempt(settled, graph, self._doubted(settled.label, axes, graph))
+        return self._with_doubts(graph, settled.label, axes)
 
-    def _doubted(
-        self, label: Tensor, axes: Mapping[AxisKey, Axis], graph: ChannelGraph
-    ) -> dict[str, frozenset[str]]:
+    def _with_doubts(self, graph: ChannelGraph, label: Tensor, axes: Mapping[AxisKey, Axis]) -> _Attempt:
         owner = torch.full((len(label) + 1,), -1)
         for i, group in enumerate(graph.groups):
             slot = group.slots[0]
             owner[axes[slot.tensor, slot.axis].names[slot.positions[:, 0]]] = i
-        found: dict[int, set[str]] = {}
+        doubted: dict[str, set[str]] = {group.name: set() for group in graph.groups}
+        meetings = set()
         for doubt in self.seen.doubts:
-            for i in owner[dense(relabelled(label, doubt.names))].unique().tolist():
-                found.setdefault(i, set()).add(doubt.key)
-        return {group.name: frozenset(found.get(i, ())) for i, group in enumerate(graph.groups)}
+            met = owner[dense(relabelled(label, doubt.names))].unique().tolist()
+            names = frozenset(graph.groups[i].name for i in met if i >= 0)
+            for name in names:
+                doubted[name].add(doubt.key)
+            if not doubt.of_values:
+                meetings.add(names)
+        return _Attempt(graph, {name: frozenset(keys) for name, keys in doubted.items()}, frozenset(meetings))
 
     def _blame(self, attempt: _Attempt, together: _Failure) -> dict[frozenset[str], _Failure]:
         """Sets of lines whose groups fail on their own, with the failure; all of them, if none does."""
@@ -151,13 +154,13 @@ class _Search:
     def _disproof(self, attempt: _Attempt, names: Iterable[str]) -> _Failure | None:
         """Cut units out of the groups `names`; None if that is exact.
 
-        Where lines spell out shapes or places, three cuts in which no two widths lose the same; else one.
+        Where lines spell out shapes or places, several cuts in which widths that meet lose different numbers.
         """
         units = {name: attempt.graph.by_name[name].units for name in names}
         if not units:
             return None
         if any(attempt.doubted[name] - self.of_values for name in units):
-            for keep in lopsided(units):
+            for keep in lopsided(units, attempt.meetings):
                 failure = self._misread(self.model, attempt.graph, keep)[0]
                 if failure:
                     return failure
@@ -180,7 +183,7 @@ class _Search:
 
     def _miscomputed(self, graph: ChannelGraph, keep: dict[str, Tensor]) -> _Failure | None:
         """Does a cut network compute what the masked one does?"""
-        probe = _without_constants(self.model)
+        probe = _perturbed(self.model)
         failure, again = self._misread(probe, graph, keep)
         if failure or again is None:
             return failure
@@ -191,8 +194,20 @@ class _Search:
         except NotEqual as error:
             text = str(error).splitlines()[0]
             shape = _shapes(again.output) != _shapes(self.seen.output)
-            return _Failure(f"a cut network could not be shown to compute the same ({text})", of_values=not shape)
+            if shape or not self._equal_in_float64(probe, graph, keep):
+                return _Failure(f"a cut network could not be shown to compute the same ({text})", of_values=not shape)
         return None
+
+    def _equal_in_float64(self, masked: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor]) -> bool:
+        """In single precision, rounding in a deep network may look like an error."""
+        small = cut_to(_perturbed(self.model), graph, _checked(graph, keep)[1])
+        example = torch.utils._pytree.tree_map_only(
+            Tensor, lambda t: t.double() if t.is_floating_point() else t, self.example
+        )
+        try:
+            return check_equal(masked.double(), small.double(), example, tolerance=1e-9) <= 1e-9
+        except (NotEqual, RuntimeError):  # some networks do not run in double precision
+            return False
 
 
 def _with_branches(graph: ChannelGraph, seen: Observed) -> ChannelGraph:
@@ -228,27 +243,37 @@ def _checked(graph: ChannelGraph, keep: dict[str, Tensor]) -> tuple[dict[str, Te
         return graph.checked({name: flags for name, flags in keep.items() if len(flags) > 1})
 
 
-def _without_constants(model: nn.Module) -> nn.Module:
-    """A copy in which no parameter is constant: a head of zeros or a scale of 1e-6 would hide any error."""
+def _perturbed(model: nn.Module) -> nn.Module:
+    """A copy with weights of an order that shows errors: a head of zeros or a scale of 1e-6 would hide them."""
     probe = copied(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in probe.parameters():
-            if parameter.numel() > 1 and parameter.is_floating_point() and (parameter == parameter.flatten()[0]).all():
-                noise = torch.rand(parameter.shape, generator=generator) - 0.5
-                small = 1.0 if parameter.dim() < 2 else parameter[0].numel() ** -0.5
-                parameter.add_((noise * small).to(parameter))
+            if parameter.is_floating_point() and parameter.numel() > 1:
+                parameter.add_(_noise(parameter.shape, generator).to(parameter))
     return probe
+
+
+def _noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Of the order that weights of this shape are initialised with; of rank one, for that is quickly made."""
+    factors = []
+    for axis, n in enumerate(shape[:2]):
+        view = [-1 if a == axis else 1 for a in range(len(shape))]
+        factors.append(torch.rand(n, generator=generator).mul_(2).sub_(1).view(view))
+    noise = factors[0] * 0.3 if len(factors) == 1 else factors[0] * factors[1]
+    return noise if len(shape) < 2 else noise * shape[1:].numel() ** -0.5
 
 
 def _same_names(before: Observed, after: Observed, alive: Mapping[AxisKey, Tensor]) -> bool:
     """Does every class of the small network lie in one class of the dense one, on every axis?
 
-    The dense classes may be coarser: ties that a single head does not need any more do no harm. A parameter used
-    element by element may have a single long axis in one of them only; then it is no axis there.
+    The dense classes may be coarser: ties that a single head does not need any more do no harm. What is left of length
+    1 may be seen as another kind of axis or as none, and so may a parameter that is used element by element.
     """
     free = before.elements.keys() | after.elements.keys()
-    if {tensor for tensor, _ in before.axes.keys() ^ after.axes.keys()} - free:
+    gone = [key for key in before.axes.keys() - after.axes.keys() if key not in alive or alive[key].sum() > 1]
+    more = [key for key in after.axes.keys() - before.axes.keys() if len(after.axes[key].names) > 1]
+    if {tensor for tensor, _ in (*gone, *more)} - free:
         return False
     both = list(before.axes.keys() & after.axes.keys())
     old = [before.axes[key].names[alive[key]] if key in alive else before.axes[key].names for key in both]

@@ -149,7 +149,8 @@ def split(call: "Call", x: Tensor, sizes: Any, axis: int = 0) -> Any:
                 call.names.tie(part, parts[0])
         call.doubt(x, f"of channels into {sizes}")
         for part in parts:
-            call.doubt(part, f"of channels into {sizes}")
+            spelled = [part.shape[a] if a == axis % x.dim() else -1 for a in range(x.dim())]
+            call.doubt(part, f"of channels into {sizes}", tuple(spelled))
     return parts
 
 

@@ -1,7 +1,7 @@
 """Which units to cut out of a network to find out whether its graph is right."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,26 +18,32 @@ def random(units: Mapping[str, int]) -> dict[str, Tensor]:
     return keep
 
 
-def lopsided(units: Mapping[str, int]) -> Iterator[dict[str, Tensor]]:
+def lopsided(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> Iterator[dict[str, Tensor]]:
     """Keeps that show what an even cut hides.
 
     The first closes the first units of every group, an odd number above one where it can: halves and even places are
-    then other ones. In the two after it no two widths in a row lose equally many, whatever their size: the numbers
-    are digits of a counter, which runs for each size by itself.
+    then other ones. After it come as many as tell groups apart, above all those that meet somewhere (`meetings`): each
+    closes one unit of some groups, and of two groups one loses while the other does not.
     """
     yield {name: _without_first(count, max(1, min(3, count - 2))) for name, count in units.items()}
-    seen: Counter[int] = Counter()
-    digits: dict[str, tuple[int, int, int]] = {}
-    for name, count in units.items():
-        base = min(max(count, 2), 6)
-        code = 1 + seen[count] % (base**2 - 1)
-        seen[count] += 1
-        digits[name] = code // base, code % base, base
-    for place in (0, 1):
-        yield {
-            name: _without_first(count, round(digits[name][place] * (count - 1) / (digits[name][2] - 1)))
-            for name, count in units.items()
-        }
+    number = numbered(units, meetings)
+    for bit in range(max(number.values(), default=0).bit_length()):
+        yield {name: _without_first(units[name], 1) for name, n in number.items() if n >> bit & 1}
+
+
+def numbered(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> dict[str, int]:
+    """A number from 1 for every group in a meeting: all different where groups meet, and seven in a row always."""
+    others: dict[str, set[str]] = {}
+    for meeting in meetings:
+        present = [name for name in meeting if name in units]
+        for name in present:
+            others.setdefault(name, set()).update(present)
+    number: dict[str, int] = {}
+    for i, name in enumerate(name for name in units if name in others):
+        taken = {number.get(other) for other in others[name]}
+        candidates = itertools.chain(((i + k) % 7 + 1 for k in range(7)), itertools.count(8))
+        number[name] = next(n for n in candidates if n not in taken)
+    return number
 
 
 def _without_first(units: int, closed: int) -> Tensor:
