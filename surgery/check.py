@@ -32,19 +32,24 @@ def compare(masked: Any, small: Any, at: str, tolerance: float | None = None) ->
         raise _not_equal(f"outputs are {found}; {asked} is asked", at)
     if not references:
         raise _not_equal("the output holds no tensor, so the check could not fail", at)
-    worst = 0.0
+    worst, varied = 0.0, False
     for i, (reference, output) in enumerate(zip(references, outputs, strict=True)):
         limit = TOLERANCE.get(reference.dtype, 1e-5) if tolerance is None else tolerance
+        floating = reference.is_floating_point()
         reference, output = reference.cpu().double(), output.cpu().double()
         if not (reference.isfinite().all() and output.isfinite().all()):
             raise _not_equal(f"output {i} holds values that are not finite", at)
         scale = reference.abs().max().item() if reference.numel() else 0.0
-        if scale == 0.0 or (reference.numel() > 1 and (reference == reference.flatten()[0]).all()):
+        constant = scale == 0.0 or (reference.numel() > 1 and bool((reference == reference.flatten()[0]).all()))
+        if constant and floating:
             raise _not_equal(f"output {i} of the reference is constant, so the check could not fail", at)
-        error = (reference - output).abs().max().item() / scale
+        varied |= not constant
+        error = (reference - output).abs().max().item() / (scale or 1.0) if reference.numel() else 0.0
         if error > limit:
             raise _not_equal(f"output {i} differs by {error:.1e} of its largest value; {limit:.0e} is allowed", at)
         worst = max(worst, error)
+    if not varied:
+        raise _not_equal("every output of the reference is constant, so the check could not fail", at)
     return worst
 
 

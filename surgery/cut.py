@@ -227,7 +227,8 @@ def _resize_linear(linear: Any) -> None:
 
 
 def _resize_norm(norm: Any) -> None:
-    norm.num_features = next(t for t in (norm.weight, norm.running_mean) if t is not None).shape[0]
+    known = next((t for t in (norm.weight, norm.running_mean) if t is not None), None)
+    norm.num_features = norm.num_features if known is None else known.shape[0]
 
 
 def _resize_prelu(prelu: Any) -> None:

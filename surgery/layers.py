@@ -85,6 +85,8 @@ def embedding(call: "Call", weight: Any, index: Tensor, *_: Any) -> Tensor:
 def per_channel_norm(call: "Call", x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any) -> Tensor:
     """Batch and instance norm: every statistic and scale belongs to one channel of axis 1."""
     names = call.vector(x, 1)
+    if weight is None and mean is None:  # no tensor of the layer tells its width
+        call.remembered("num_features", names)
     for vector in (weight, bias, mean, variance):
         call.carry(vector, 0, names)
     return x

@@ -105,7 +105,8 @@ def together(compute: Callable[..., Tensor], tensors: Sequence[Tensor], fixed: i
 def distinct(pairs: Tensor) -> Tensor:
     """The different columns of `pairs`, shape (2, n), values from NEUTRAL up."""
     if pairs.shape[1] < 256:
-        return torch.unique(pairs, dim=1)
+        columns: Tensor = torch.unique(pairs, dim=1)
+        return columns
     base = int(pairs.max()) + 2
     codes = torch.unique((pairs[0] + 1) * base + pairs[1] + 1)
     return torch.stack((codes // base - 1, codes % base - 1))

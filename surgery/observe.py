@@ -126,6 +126,9 @@ class _Run(Listener):
     def left(self, output: Any) -> None:
         if len(self.stack) > 1 and self.stack[-2] in self.boxes:
             self._pin(output, self.boxes[self.stack[-2]])
+            if self.counting:
+                values = [t.detach().clone() for t in _tensors(output) if t.is_floating_point()]
+                self.seen.boxed += [(self.module, value) for value in values]
 
     def became_python(self, tensor: Tensor, func: str) -> None:
         if (dense(self.names_of(tensor)) != NEUTRAL).any() and self.module not in self.boxes:
@@ -276,6 +279,11 @@ class Call:
     def _axis(self, state: State, axis: int, role: str, names: Tensor | None = None) -> Tensor:
         self._run.used.add(state.name)
         return self._note((state.name, axis), state.shape[axis], role, names)
+
+    def remembered(self, attribute: str, names: Tensor) -> None:
+        """The running module may remember the length of `names` in `attribute`."""
+        if getattr(self._run.model.get_submodule(self.owner), attribute, None) == len(names):
+            self.size(attribute, names)
 
     def size(self, attribute: str, names: Tensor, role: str = "size") -> None:
         """The running module remembers the length of `names`, shape (channels,), in `attribute`.

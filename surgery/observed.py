@@ -59,7 +59,8 @@ class Node:
 class Observed:
     """Everything a run saw. `axes` counts sizes that modules remember as tensors of one axis.
 
-    `nodes` are the operators in order, `ends` those that give the model's outputs.
+    `nodes` are the operators in order, `ends` those that give the model's outputs. `boxed` are the values that black
+    boxes got from the modules that they call, with the names of these.
     """
 
     names: Names = field(default_factory=Names)
@@ -73,4 +74,5 @@ class Observed:
     output_names: list[Tensor] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+    boxed: list[tuple[str, Tensor]] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)

@@ -738,6 +738,122 @@ class PythonNumber(Net):
         return x * float(x.max().item())
 
 
+class TokenMixing(nn.Module):
+    """MLP-Mixer: a layer over tokens does the same for every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Conv2d(3, 8, 2, stride=2), nn.LayerNorm(8)
+        self.tokens, self.back = nn.Linear(16, 6), nn.Linear(6, 16)
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = x + self.back(F.gelu(self.tokens(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+        return self.head((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+
+class RememberedHeads(nn.Module):
+    """Attention as most libraries write it: the head count, their width and the product are attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(3, 8), nn.RMSNorm(8)
+        self.attend = RememberedAttention()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        return self.head((x + self.attend(self.norm(x))).mean(1))
+
+
+class RememberedAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.width, self.all_width = 3, 4, 12
+        self.q, self.k, self.v, self.o = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = (f(x).view(n, t, self.num_heads, self.width).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = ((q @ k.transpose(-2, -1)) * 0.5).softmax(-1) @ v
+        return self.o(y.transpose(1, 2).reshape(n, t, self.all_width))
+
+
+class GroupNorms(Net):
+    """One norm group over the width, and more groups than channels in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.four, self.plain = nn.GroupNorm(1, 8), nn.GroupNorm(4, 8), nn.InstanceNorm2d(6)
+        self.a, self.b = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.four(self.b(self.plain(self.a(self.one(x)).relu()))).relu()
+
+
+class SwapHalves(Net):
+    """Slices at a computed half: any cut moves the half."""
+
+    def body(self, x: Tensor) -> Tensor:
+        half = x.shape[1] // 2
+        return torch.cat([x[:, half:], x[:, :half]], 1)
+
+
+class TrainingHead(Net):
+    """An auxiliary head that runs in training only, and reads a width that is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        y = self.stem(x)
+        logits = self.head(y.mean((2, 3)))
+        return (logits, self.aux(y).mean((2, 3))) if self.training else logits
+
+
+class UntakenPath(Net):
+    """A layer behind a switch: the trace cannot see what it would read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra, self.switched = nn.Conv2d(8, 8, 1), False
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.extra(x) if self.switched else x
+
+
+class BoxedBranch(Net):
+    """A part that decides by values, in a network that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.choose, self.b = nn.Conv2d(8, 6, 1), Chooser(), nn.Conv2d(6, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.b(self.choose(self.a(x)))
+
+
+class Chooser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) if x.mean() > 0 else self.right(x)
+
+
+class GruTail(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gru = nn.Conv2d(8, 6, 1), nn.GRU(6, 4, num_layers=2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.gru(self.a(self.stem(x)).flatten(2).transpose(1, 2))
+        return self.head(y[:, -1])
+
+
 ZOO: dict[str, Case] = {
     "plain": Case(Plain, (2, 3, 8, 8), free=("0", "3")),
     "residual": Case(Residual, (2, 3, 8, 8), free=("stem.0", "a")),
@@ -823,6 +939,14 @@ ZOO: dict[str, Case] = {
     "checkpointed": Case(Checkpointed, (2, 3, 8, 8), free=("stem.0", "a")),
     "dynamic_branch": Case(DynamicBranch, (2, 3, 8, 8), pinned="DynamicBranch.body, line"),
     "python_number": Case(PythonNumber, (2, 3, 8, 8), pinned="PythonNumber.body, line"),
+    "token_mixing": Case(TokenMixing, (2, 3, 8, 8), free=("embed", "up"), pinned="applied to each channel"),
+    "remembered_heads": Case(RememberedHeads, (2, 3, 4, 4), free=("embed", "attend.q")),
+    "group_norms": Case(GroupNorms, (2, 3, 8, 8), free=("stem.0", "a", "b")),
+    "swap_halves": Case(SwapHalves, (2, 3, 8, 8), pinned="slice at the model's forward takes channels 4:"),
+    "training_head": Case(TrainingHead, (2, 3, 8, 8), free=("stem.0",)),
+    "untaken_path": Case(UntakenPath, (2, 3, 8, 8), free=("stem.0",), pinned="not run in the traced forward"),
+    "boxed_branch": Case(BoxedBranch, (2, 3, 8, 8), free=("stem.0", "b"), pinned="Chooser.forward, line"),
+    "gru_tail": Case(GruTail, (2, 3, 8, 8), free=("stem.0", "a"), pinned="gru"),
     "drop_path": Case(DropPath, (2, 3, 8, 8), free=("stem.0",)),
 }
 

@@ -35,3 +35,20 @@ def test_a_wrong_slice_is_seen() -> None:
     with pytest.raises(surgery.NotEqual, match="differs by"):
         surgery.check_equal(surgery.mask(model, graph, keep), surgery.cut(model, graph, wrong), x)
     assert relative_error(gated_output(model, graph, keep, x), surgery.cut(model, graph, wrong)(x)) > 1e-3
+
+
+def test_a_head_that_runs_in_training_only_is_cut_along() -> None:
+    model = randomised(ZOO["training_head"].build()).double()
+    x = ZOO["training_head"].example()
+    graph = surgery.trace(model, x)
+    small = surgery.cut(model, graph, random_keep(graph, 0)).train()
+    assert small.aux.in_channels < 8
+    assert [tuple(output.shape) for output in small(x)] == [(2, 5), (2, 4)]
+
+
+def test_heads_that_an_attribute_counts_are_counted_anew() -> None:
+    model = randomised(ZOO["remembered_heads"].build()).double().eval()
+    graph = surgery.trace(model, ZOO["remembered_heads"].example())
+    assert graph.by_name["attend.q"].kind == "head"
+    small = surgery.cut(model, graph, {"attend.q": torch.tensor([True, False, True])})
+    assert (small.attend.num_heads, small.attend.width, small.attend.all_width) == (2, 4, 8)
