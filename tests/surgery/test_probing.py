@@ -1,0 +1,31 @@
+"""The cuts that a graph is proven with: no two widths that meet may lose equally many in all of them."""
+
+import itertools
+
+import torch
+
+from surgery.probing import lopsided, numbered, random
+
+
+def test_groups_that_meet_have_different_numbers() -> None:
+    units = dict.fromkeys("abcdefghij", 4)
+    meetings = [("a", "b", "h"), ("b", "i"), ("c", "unknown")]
+    number = numbered(units, meetings)
+    assert set(number) == {"a", "b", "c", "h", "i"}
+    assert all(number[x] != number[y] for meeting in meetings[:2] for x, y in itertools.combinations(meeting, 2))
+
+
+def test_seven_groups_in_a_row_lose_different_numbers() -> None:
+    units = {name: 2 + i for i, name in enumerate("abcdefg")}
+    keeps = list(lopsided(units, [units]))
+    lost = {name: tuple(int((~keep[name]).sum()) if name in keep else 0 for keep in keeps[1:]) for name in units}
+    assert len(set(lost.values())) == 7
+    assert all(any(counts) for counts in lost.values())
+
+
+def test_every_keep_leaves_a_unit_and_closes_one() -> None:
+    units = {"one": 1, "two": 2, "three": 3, "many": 40}
+    for keep in (random(units), next(lopsided(units, [units]))):
+        assert all(not flags.all() for flags in keep.values())
+        assert all(flags.any() for name, flags in keep.items() if name != "one")
+    assert torch.equal(random(units)["many"], random(units)["many"])
