@@ -175,6 +175,7 @@ def table(results: list[Cell]) -> str:
         "cut error",
         "in float64",
         "ONNX error",
+        "keeps",
         "failure",
     )
     return markdown(head, [_row(result) for result in results])
@@ -183,7 +184,7 @@ def table(results: list[Cell]) -> str:
 def _row(result: Cell) -> tuple[str, ...]:
     failure = result.get("failure", "").partition("\n")[0].replace("|", "\\|")
     if "units" not in result:
-        return (result["model"], *[""] * 8, failure)
+        return (result["model"], *[""] * 9, failure)
     return (
         result["model"],
         str(result["groups"]),
@@ -192,6 +193,7 @@ def _row(result: Cell) -> tuple[str, ...]:
         f"{result['free_macs']:.1%}",
         f"{result['trace_seconds']:.1f}",
         *(_error(result.get(key)) for key in ("cut_error", "cut_error_double", "onnx_error")),
+        str(len(result["seeds"])),
         failure,
     )
 

@@ -20,7 +20,8 @@ from surgery import ChannelGraph
 HAZARDS = (
     "plain", "residual", "concat_then_add", "dense_concat", "self_concat", "depthwise", "grouped", "tied_weight",
     "flatten_to_linear", "shared_module", "transposed", "broadcast_mask", "view_of_shape", "functional_conv",
-    "layer_norm_mlp", "two_inputs", "frozen_parts", "coordinate_concat",
+    "layer_norm_mlp", "two_inputs", "frozen_parts", "coordinate_concat", "group_norms", "multihead_attention",
+    "remembered_heads",
 )  # fmt: skip
 
 
