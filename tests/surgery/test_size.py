@@ -16,7 +16,8 @@ COUNTED = (
     "plain", "residual", "concat_then_add", "dense_concat", "self_concat", "chunk_gate", "flatten_to_linear",
     "depthwise", "grouped", "transposed", "conv_1d_3d", "shared_module", "tied_weight", "bare_scale",
     "constant_shortcut", "two_heads", "layer_norm_mlp", "two_inputs",
-    "c2f", "functional_conv", "class_token", "unused", "nothing_free", "token_mixing", "remembered_heads", "group_norms",
+    "c2f", "functional_conv", "class_token", "unused", "nothing_free", "token_mixing", "remembered_heads",
+    "group_norms",
 )
 
 
