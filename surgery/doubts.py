@@ -1,5 +1,6 @@
 """Numbers of a forward that may not follow a cut: what to suppose of them until a cut network tells."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,15 +18,16 @@ class Supposition:
 
     Where a view splits the channels over several axes, a cut network can only be shorter along one of them: the
     `rank`-th, largest first, unless ties from elsewhere leave a single one. Attributes of the module of the same value
-    as a size that the line spells out are taken for that size, and follow the cut: "integers", or also "lists" of
-    some, or "nothing". By coincidence a kernel is as large as there are heads: so one after the other.
+    as a size that the line spells out are taken for that size, and follow the cut: the "first" integer, or all
+    "integers", or also "lists" of some, or "nothing". By coincidence a head is as wide as there are heads, or a kernel:
+    so one after the other.
     """
 
     rank: int = 0
-    remembered: str = "integers"
+    remembered: str = "first"
 
     def next(self) -> "Supposition":
-        after = {"integers": "lists", "lists": "nothing"}.get(self.remembered)
+        after = {"first": "integers", "integers": "lists", "lists": "nothing"}.get(self.remembered)
         return Supposition(self.rank, after) if after else Supposition(self.rank + 1)
 
 
@@ -92,7 +94,8 @@ def _sizes(
         for axis in varying(classes):
             number = doubt.sizes[axis]
             vector = along(classes, axis)
-            for attribute in _attributes(model.get_submodule(doubt.owner), number, lists=remembered == "lists"):
+            known_as = _attributes(model.get_submodule(doubt.owner), number, lists=remembered == "lists")
+            for attribute in itertools.islice(known_as, 1 if remembered == "first" else None):
                 key = (f"{doubt.owner}.{attribute}", 0)
                 known = found.setdefault(key, Axis("size", vector))
                 if key in seen.axes or not torch.equal(known.names, vector):

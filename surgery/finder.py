@@ -160,10 +160,14 @@ class _Search:
         if not units:
             return None
         if any(attempt.doubted[name] - self.of_values for name in units):
-            for keep in lopsided(units, attempt.meetings):
+            first, *others = lopsided(units, attempt.meetings)
+            for keep in others:
                 failure = self._misread(self.model, attempt.graph, keep)[0]
                 if failure:
                     return failure
+            failure = self._miscomputed(attempt.graph, first)  # what is written into a slice shows in values only
+            if failure:
+                return failure
         return self._miscomputed(attempt.graph, random(units))
 
     def _misread(

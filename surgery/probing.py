@@ -8,13 +8,18 @@ from torch import Tensor
 
 
 def random(units: Mapping[str, int]) -> dict[str, Tensor]:
-    """A keep without a random fifth to half of each group, at least one unit; of one unit nothing is left."""
+    """A keep without a random fifth to half of each group, at least one unit; of one unit nothing is left.
+
+    The unit in the middle always goes: constants that count places from the first or from the last channel then move.
+    """
     keep = {}
     for index, (name, count) in enumerate(units.items()):
         generator = torch.Generator().manual_seed(index)
         share = 0.2 + 0.3 * torch.rand((), generator=generator).item()
-        closed = torch.randperm(count, generator=generator)[: max(1, int(share * count))]
-        keep[name] = torch.ones(count, dtype=torch.bool).index_fill_(0, closed, False)
+        order = torch.randperm(count, generator=generator)
+        keep[name] = torch.ones(count, dtype=torch.bool)
+        keep[name][order[: max(1, int(share * count)) - 1]] = False
+        keep[name][count // 2] = False
     return keep
 
 
