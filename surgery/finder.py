@@ -165,7 +165,8 @@ class _Search:
                 failure = self._misread(self.model, attempt.graph, keep)[0]
                 if failure:
                     return failure
-            failure = self._miscomputed(attempt.graph, first)  # what is written into a slice shows in values only
+            # what is written into a slice shows in the values only
+            failure = self._miscomputed(attempt.graph, first, seed=1)
             if failure:
                 return failure
         return self._miscomputed(attempt.graph, random(units))
@@ -185,9 +186,9 @@ class _Search:
             return _Failure("a cut network reads other channels"), again
         return None, again
 
-    def _miscomputed(self, graph: ChannelGraph, keep: dict[str, Tensor]) -> _Failure | None:
+    def _miscomputed(self, graph: ChannelGraph, keep: dict[str, Tensor], seed: int = 0) -> _Failure | None:
         """Does a cut network compute what the masked one does?"""
-        probe = _perturbed(self.model)
+        probe = _perturbed(self.model, seed)
         failure, again = self._misread(probe, graph, keep)
         if failure or again is None:
             return failure
@@ -201,13 +202,13 @@ class _Search:
         except NotEqual as error:
             text = str(error).splitlines()[0]
             shape = not self.seen.boxed and _shapes(again.output) != _shapes(self.seen.output)
-            if shape or not self._equal_in_float64(probe, graph, keep):
+            if shape or not self._equal_in_float64(probe, graph, keep, seed):
                 return _Failure(f"a cut network could not be shown to compute the same ({text})", of_values=not shape)
         return None
 
-    def _equal_in_float64(self, masked: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor]) -> bool:
+    def _equal_in_float64(self, masked: nn.Module, graph: ChannelGraph, keep: dict[str, Tensor], seed: int) -> bool:
         """In single precision, rounding in a deep network may look like an error."""
-        small = cut_to(_perturbed(self.model), graph, _checked(graph, keep)[1])
+        small = cut_to(_perturbed(self.model, seed), graph, _checked(graph, keep)[1])
         example = torch.utils._pytree.tree_map_only(
             Tensor, lambda t: t.double() if t.is_floating_point() else t, self.example
         )
@@ -259,10 +260,10 @@ def _checked(graph: ChannelGraph, keep: dict[str, Tensor]) -> tuple[dict[str, Te
         return graph.checked({name: flags for name, flags in keep.items() if len(flags) > 1})
 
 
-def _perturbed(model: nn.Module) -> nn.Module:
+def _perturbed(model: nn.Module, seed: int) -> nn.Module:
     """A copy with weights of an order that shows errors: a head of zeros or a scale of 1e-6 would hide them."""
     probe = copied(model)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in probe.parameters():
             if parameter.is_floating_point() and parameter.numel() > 1:
