@@ -103,7 +103,7 @@ def test_coverage_records_a_failure_beside_what_was_found_before_it(monkeypatch:
     row = {"model": "small", "seeds": [0]} | coverage.measure({"model": "small", "seeds": [0]})
     assert row["units"] == 6
     assert "onnx_error" not in row
-    assert coverage.table([row]).endswith(" |  | OSError: no \\| space |")
+    assert coverage.table([row]).endswith(" |  | 1 | OSError: no \\| space |")
 
 
 def test_a_coverage_keep_touches_every_group_and_empties_none() -> None:
