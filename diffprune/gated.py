@@ -134,12 +134,4 @@ def attach(model: nn.Module, graph: ChannelGraph, *, gate: str | Gate = "diffpru
 
 def _reader_axes(graph: ChannelGraph) -> list[tuple[str, int, Tensor]]:
     """Per reader axis the unit at each index, in the flat order of `SizeModel`; pinned indices point past the end."""
-    index: dict[tuple[str, int], Tensor] = {}
-    start = 0
-    for group in graph.groups:
-        for slot in group.readers:
-            length = graph.shapes[slot.tensor][slot.axis]
-            units = index.setdefault((slot.tensor, slot.axis), torch.full((length,), graph.units))
-            units[slot.positions] = torch.arange(start, start + group.units)[:, None].expand_as(slot.positions)
-        start += group.units
-    return [(tensor, axis, units) for (tensor, axis), units in index.items()]
+    return [(tensor, axis, units) for (tensor, axis), units in graph.units_along("read").items()]

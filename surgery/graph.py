@@ -103,6 +103,18 @@ class ChannelGraph:
     def by_name(self) -> Mapping[str, ChannelGroup]:
         return {group.name: group for group in self.groups}
 
+    def units_along(self, role: str) -> dict[tuple[str, int], Tensor]:
+        """Per axis with slots of `role` the unit at each index, in the flat order of all units; where none, past it."""
+        found: dict[tuple[str, int], Tensor] = {}
+        start = 0
+        for group in self.groups:
+            for slot in (slot for slot in group.slots if slot.role == role):
+                key = slot.tensor, slot.axis
+                units = found.setdefault(key, torch.full((self.length(*key),), self.units))
+                units[slot.positions] = torch.arange(start, start + group.units)[:, None].expand_as(slot.positions)
+            start += group.units
+        return found
+
     def length(self, tensor: str, axis: int) -> int:
         """How many channels lie along an axis, or how large a remembered size is."""
         shape = self.shapes.get(tensor) or self.buffers.get(tensor) or (self.sizes[tensor],)

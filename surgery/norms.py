@@ -24,15 +24,7 @@ def norm_units(graph: ChannelGraph) -> dict[str, Tensor]:
 
     Channels that no group holds point past the end.
     """
-    found: dict[str, Tensor] = {}
-    start = 0
-    for group in graph.groups:
-        for slot in group.norms:
-            module = slot.tensor.rpartition(".")[0]
-            units = found.setdefault(module, torch.full((graph.length(slot.tensor, 0),), graph.units))
-            units[slot.positions] = torch.arange(start, start + group.units)[:, None].expand_as(slot.positions)
-        start += group.units
-    return found
+    return {size.rpartition(".")[0]: units for (size, _), units in graph.units_along("norm").items()}
 
 
 def gate_norm_(norm: nn.Module, open_: Tensor) -> None:

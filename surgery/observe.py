@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgery.capture import ExampleInputs, Listener, Restart, as_call, listen, source_line
 from surgery.errors import CaptureFailed
-from surgery.graph import OVER, Layer
+from surgery.graph import OVER, SOURCE, Layer
 from surgery.names import NEUTRAL, dense, varying
 from surgery.observed import Axis, Doubt, Node, Observed, State
 from surgery.operators import RULES, WEIGHTED, CannotFollow
@@ -300,7 +300,7 @@ class Call:
         state = self._run.states.get(id(index))
         if state is not None:
             self._note((state.name, 0), len(result), "order", result)
-            self._note((f"{state.name}:source", 0), len(source), "source", source)
+            self._note((f"{state.name}{SOURCE}", 0), len(source), "source", source)
 
     def _note(self, key: tuple[str, int], length: int, role: str, names: Tensor | None) -> Tensor:
         """Note how an axis is used. One that was used before keeps its names, tied to the new ones."""
