@@ -153,7 +153,10 @@ class ChannelGraph:
                     fix="give one boolean per unit",
                 )
             full[group.name] = given
-        self._refuse_emptied(full)
+        alive = self.kept(full)
+        if all(flags.any() for flags in alive.values()):
+            return full, alive
+        self._refuse_emptied(alive)
         return full, self.kept(self.physical(full))
 
     def physical(self, keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,8 +196,8 @@ class ChannelGraph:
         place = [slot.positions.reshape(-1) + starts[slot.tensor, slot.axis] for _, slot in slots]
         return lengths, torch.cat(unit), torch.cat(place)
 
-    def _refuse_emptied(self, keep: Mapping[str, Tensor]) -> None:
-        for (tensor, axis), mask in self.kept(keep).items():
+    def _refuse_emptied(self, alive: Mapping[tuple[str, int], Tensor]) -> None:
+        for (tensor, axis), mask in alive.items():
             if not mask.any():
                 groups = [g for g in self.groups if any((s.tensor, s.axis) == (tensor, axis) for s in g.slots)]
                 if all(group.droppable for group in groups):
