@@ -124,7 +124,7 @@ def rebuilt(model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], sizes: M
     memo: dict[int, Any] = {}
     for name in kept.keys() & tensors.keys():
         old = tensors[name]
-        new = _sliced(old, kept[name])
+        new = sliced(old, kept[name])
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
             new.__dict__.update(old.__dict__)
@@ -156,22 +156,24 @@ def _remember(module: nn.Module, attribute: str, value: int) -> None:
         setattr(module, attribute, value)
 
 
-def _sliced(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
-    new = tensor.detach()
+def sliced(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    """Only these indices along these axes; whatever order of the axes the memory had, it has again."""
+    if not axes:
+        return tensor
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    new = tensor.detach().permute(order)
     for axis, index in axes.items():
-        new = new.index_select(axis, index.to(new.device))
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-        new = new.contiguous(memory_format=torch.channels_last)
-    return new
+        new = new.index_select(order.index(axis), index.to(new.device))
+    return new.permute([order.index(axis) for axis in range(tensor.dim())])
 
 
-def _slice_orders(small: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], sliced: Mapping[str, Tensor]) -> None:
+def _slice_orders(small: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], done: Mapping[str, Tensor]) -> None:
     """Buffers of indices: those of twins are sliced here, and all count the channels that are left."""
     buffers = dict(small.named_buffers())
     for name, axes in kept.items():
         owner, _, attribute = name.rpartition(".")
-        if name in buffers and name not in sliced:
-            buffers[name] = _sliced(buffers[name], axes)
+        if name in buffers and name not in done:
+            buffers[name] = sliced(buffers[name], axes)
             small.get_submodule(owner).register_buffer(attribute, buffers[name])
     for name, axes in kept.items():
         if name.endswith(SOURCE):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surgery.cut import RECEIPT, Receipt
+from surgery.cut import RECEIPT, Receipt, sliced
 from surgery.errors import NotCarried
 
 
@@ -87,7 +87,7 @@ def _places(
 def _carried(value: Any, key: str, name: str, parameter: Tensor, lost: Mapping[int, Tensor]) -> Any:
     """One entry of the state of `parameter`, for its successor."""
     if isinstance(value, Tensor) and value.shape == parameter.shape:
-        return _sliced(value, lost)
+        return sliced(value, lost)
     if isinstance(value, int | float | None) or (isinstance(value, Tensor) and value.dim() == 0):
         return value
     what = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
@@ -97,17 +97,6 @@ def _carried(value: Any, key: str, name: str, parameter: Tensor, lost: Mapping[i
         effect="nothing was changed: which of its numbers belong to the channels that were cut is not known",
         fix="make a new optimizer for the cut network; SGD, Adam and all that keep state per element are carried",
     )
-
-
-def _sliced(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
-    """Only these indices along these axes; whatever order of the axes the memory had, it has again."""
-    if not axes:
-        return tensor
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    new = tensor.detach().permute(order)
-    for axis, index in axes.items():
-        new = new.index_select(order.index(axis), index.to(new.device))
-    return new.permute([order.index(axis) for axis in range(tensor.dim())])
 
 
 def _misfit(fact: str, model: nn.Module) -> NotCarried:

@@ -122,7 +122,7 @@ def test_a_wrong_slice_or_none_would_be_seen(name: str, kind: str, monkeypatch: 
     make = OPTIMIZERS[kind]
     with pytest.raises(AssertionError):
         assert_goes_on(name, make, *trained(name, make), carry=no_state)
-    monkeypatch.setattr("surgery.optimizer._sliced", first_entries)
+    monkeypatch.setattr("surgery.optimizer.sliced", first_entries)
     with pytest.raises(AssertionError):
         assert_goes_on(name, make, *trained(name, make))
 
@@ -190,10 +190,10 @@ def test_an_optimizer_that_made_no_step_is_carried() -> None:
     ((4, 5, 2, 3, 2), torch.channels_last_3d),
 ])
 def test_layout_and_dtype_of_the_state_stay(shape: tuple[int, ...], layout: torch.memory_format) -> None:
-    from surgery.optimizer import _sliced
+    from surgery.cut import sliced
 
     state = torch.randn(shape).bfloat16().contiguous(memory_format=layout)
-    out = _sliced(state, {0: torch.tensor([0, 3]), 1: torch.tensor([1, 2, 4])})
+    out = sliced(state, {0: torch.tensor([0, 3]), 1: torch.tensor([1, 2, 4])})
     expected = state[[0, 3]][:, [1, 2, 4]]
     assert torch.equal(out, expected)
     assert out.dtype == torch.bfloat16
