@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
+from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -152,7 +152,8 @@ class _Operators(SchemaCheckMode):
             raise _too_large(f"more than {NODE_LIMIT} operators")
         if time.monotonic() > self.deadline:
             raise _too_large(f"not finished after {SECONDS_LIMIT:.0f} s")
-        self.listener.operator(func, args, kwargs or {}, result)
+        with no_python_dispatcher():  # the listener's own operators go the short way
+            self.listener.operator(func, args, kwargs or {}, result)
         return result
 
 

@@ -135,7 +135,19 @@ def along(names: Tensor, axis: int) -> Tensor:
 
 def varying(names: Tensor) -> list[int]:
     """The axes along which `names` is not constant."""
-    small = dense(names)
-    if small.numel() <= 1:
-        return []
-    return [a for a, n in enumerate(small.shape) if n > 1 and not (small == shortened(small, [a])).all()]
+    small, axes = dense(names), []
+    for axis, n in enumerate(small.shape):
+        first = shortened(small, [axis])
+        if n > 1 and (small == first).all():
+            small = first
+        elif n > 1:
+            axes.append(axis)
+    return axes
+
+
+def compact(names: Tensor) -> Tensor:
+    """The same names, expanded along every axis on which they are constant, so that what follows is quick."""
+    if dense(names).numel() < 1 << 12:
+        return names
+    varied = varying(names)
+    return shortened(names, [axis for axis in range(names.dim()) if axis not in varied]).expand(names.shape)

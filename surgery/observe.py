@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from surgery.capture import ExampleInputs, Listener, Restart, as_call, listen, source_line
 from surgery.errors import CaptureFailed
 from surgery.graph import OVER, SOURCE, Layer
-from surgery.names import NEUTRAL, dense, varying
+from surgery.names import NEUTRAL, compact, dense, varying
 from surgery.observed import Axis, Doubt, Node, Observed, State
 from surgery.operators import RULES, WEIGHTED, CannotFollow
 
@@ -111,7 +111,7 @@ class _Run(Listener):
         names = call.follow() if box is None else call.pin_everything(box)
         for tensor, name in zip(_tensors(result), _tensors(names), strict=True):
             if id(tensor) not in self.states:
-                self.known[tensor] = name
+                self.known[tensor] = compact(name)
                 if sources:
                     self.node_of[tensor] = call.node
 
@@ -343,7 +343,19 @@ class Call:
         spelled = sizes or (-1,) * names.dim()
         key = f"{self.name} at {source_line()}"
         text = f"{self.name} at {self.where} {text}"
-        self._seen.doubts.append(Doubt(key, text, names, spelled, self.owner, of_values))
+        constants = tuple(self.constants()) if of_values else ()
+        self._seen.doubts.append(Doubt(key, text, names, spelled, self.owner, of_values, constants))
+
+    def constants(self) -> list[Tensor]:
+        """Numbers among the operands, and tensors in which no channel has a part; as float64 copies."""
+        found: list[Tensor] = []
+        for value in torch.utils._pytree.tree_leaves((self._args, dict(self._kwargs))):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found.append(torch.tensor(float(value), dtype=torch.float64))
+            elif isinstance(value, Tensor) and id(value) not in self._run.states and value.numel() <= ELEMENT_LIMIT:
+                if (dense(self._run.names_of(value)) == NEUTRAL).all():
+                    found.append(value.detach().to("cpu", torch.float64, copy=True))
+        return found
 
     def became_python(self) -> None:
         self._run.became_python(self.raw(0), self.name)

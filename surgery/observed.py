@@ -36,7 +36,8 @@ class Doubt:
 
     `key` is the operator with its line of code, the same in every block that runs this line; `names` those of the
     result; `sizes` what was spelled out per axis of the result (-1: left open) by the code of the module `owner`.
-    A doubt `of_values` is about numbers that may belong to the width; all others are about shapes and places.
+    A doubt `of_values` is about the numbers `constants` that the channels meet, for they may belong to the width; each
+    broadcasts to the result. All other doubts are about shapes and places.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Doubt:
     sizes: tuple[int, ...]
     owner: str
     of_values: bool = False
+    constants: tuple[Tensor, ...] = ()
 
 
 @dataclass

@@ -21,11 +21,12 @@ __all__ = ["RULES", "WEIGHTED", "CannotFollow"]
 
 
 def arithmetic(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
-    """Element-wise with numbers, which may have been computed from the number of channels."""
+    """Element-wise with constants, which may have been computed from the number of channels."""
     result = elementwise(call, *args, **kwargs)
-    numbers = [str(a) for a in args if isinstance(a, int | float)]
-    if numbers:
-        call.doubt(result, f"meets the number {', '.join(numbers)}", of_values=True)
+    if call.constants():
+        numbers = [str(a) for a in args if isinstance(a, int | float)]
+        what = f"the number {', '.join(numbers)}" if numbers else "a constant made in the forward"
+        call.doubt(result, f"meets {what}", of_values=True)
     return result
 
 
@@ -164,7 +165,7 @@ def glu(call: "Call", x: Tensor, axis: int = -1) -> Tensor:
 def cat(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
     parts = [t for t in tensors if t.dim() == len(call.shape)]  # torch skips empty ones of shape (0,)
     result = _side_by_side(call, parts, axis % len(call.shape))
-    if axis % len(call.shape) in varying(result) and any((dense(part) == NEUTRAL).all() for part in parts):
+    if (dense(result) == NEUTRAL).any() and axis % len(call.shape) in varying(result):
         call.doubt(result, "joins channels with a constant made in the forward")
     return result
 
@@ -176,8 +177,7 @@ def stack(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
 
 def _side_by_side(call: "Call", parts: list[Tensor], axis: int) -> Tensor:
     """Side by side along the channels, or along another axis (tokens, branches): then channels of equal index meet."""
-    along = [varying(part) for part in parts]
-    if any(along) and not any(axis in axes for axes in along):
+    if not any(axis in varying(part) for part in parts) and any(varying(part) for part in parts):
         first = [part.narrow(axis, 0, 1) for part in parts if part.shape[axis]]
         return join(call, first).expand(call.shape)
     return together(lambda *p: torch.cat(p, axis), parts, fixed=axis)

@@ -36,8 +36,10 @@ def meet(call: "Call", operands: list[Tensor]) -> Tensor:
 
 def _one_width(call: "Call", whole: list[Tensor]) -> list[Tensor]:
     """Channels along one axis that meet channels along another serve all of these: the later written are pinned."""
+    if len(whole) == 1:
+        return whole
     lines = [set(varying(names)) for names in whole]
-    oldest = min((int(names.max()), i) for i, names in enumerate(whole) if lines[i])[1] if any(lines) else 0
+    oldest = min((int(dense(names).max()), i) for i, names in enumerate(whole) if lines[i])[1] if any(lines) else 0
     left = []
     for names, line in zip(whole, lines, strict=True):
         if line and not line & lines[oldest]:

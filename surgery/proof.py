@@ -1,0 +1,249 @@
+"""The proof of a graph: units are really cut out, and what is left must read the same names and compute the same."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from surgery.capture import ExampleInputs, evaluating
+from surgery.check import check_equal, compare, run
+from surgery.cut import copied, cut_to, mask_
+from surgery.errors import BadKeep, NotEqual, SurgeryError
+from surgery.graph import ChannelGraph
+from surgery.names import NEUTRAL, dense, distinct, relabelled
+from surgery.observe import observe
+from surgery.observed import Doubt, Observed
+from surgery.probing import lopsided, random
+from surgery.twins import twinned
+from surgery.units import AxisKey
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cut network is not exact. It blames numbers only if all shapes and places were right.
+
+    `line` is the key of the doubt to blame, if that is known.
+    """
+
+    text: str
+    of_values: bool = False
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What is cut out to find out: a complete keep, and which indices survive along each axis."""
+
+    graph: ChannelGraph
+    keep: Mapping[str, Tensor]
+    alive: Mapping[AxisKey, Tensor]
+
+
+class Proof:
+    """Cuts of `model` against what was `seen` of it."""
+
+    def __init__(self, model: nn.Module, example: ExampleInputs, seen: Observed) -> None:
+        self.model, self.example, self.seen = model, example, seen
+
+    def disproof(
+        self, graph: ChannelGraph, names: Iterable[str], meetings: Collection[Iterable[str]] | None
+    ) -> Failure | None:
+        """Cut units out of the groups `names`; None if that is exact.
+
+        Where lines spell out shapes or places (`meetings`: of which groups), several cuts in which widths that meet
+        lose different numbers.
+        """
+        units = {name: graph.by_name[name].units for name in names}
+        if not units:
+            return None
+        if meetings is not None:
+            first, *others = lopsided(units, meetings)
+            for keep in others:
+                trial = _trial(graph, keep)
+                failure = self._misread(trial, cut_to(self.model, graph, trial.alive))
+                if failure:
+                    return failure
+            # what is written into a slice shows in the values only
+            failure = self._miscomputed(_trial(graph, first), seed=1)
+            if failure:
+                return failure
+        return self._miscomputed(_trial(graph, random(units)), seed=0)
+
+    def _misread(self, trial: _Trial, small: nn.Module) -> Failure | None:
+        """Does the cut network run, read the names that the dense one did, and compute with the same constants?"""
+        try:
+            with twinned(small):
+                again = observe(small, self.example)
+        except SurgeryError as error:
+            return Failure(f"a cut network does not run ({str(error).splitlines()[0]})")
+        if not _same_names(self.seen, again, trial.alive):
+            return Failure("a cut network reads other channels")
+        return _other_constant(self.seen, again, trial.alive)
+
+    def _miscomputed(self, trial: _Trial, seed: int) -> Failure | None:
+        """Does a cut network compute what the masked one does? The weights are other ones for every `seed`."""
+        small = self._small(trial, seed)
+        failure = self._misread(trial, small)
+        if failure:
+            return failure
+        output = self._output(small)
+        del small  # one copy of the network at a time
+        masked = self._masked(trial, seed)
+        try:
+            self._compare(self._output(masked), output)
+        except NotEqual as error:
+            text = str(error).splitlines()[0]
+            shape = not self.seen.boxed and _shapes(output) != _shapes(self.seen.output)
+            if shape or not self._equal_in_float64(masked, self._small(trial, seed)):
+                return Failure(f"a cut network could not be shown to compute the same ({text})", of_values=not shape)
+        return None
+
+    def _small(self, trial: _Trial, seed: int) -> nn.Module:
+        small = cut_to(self.model, trial.graph, trial.alive)
+        perturb_(small, trial.graph, seed, trial.alive)
+        return small
+
+    def _masked(self, trial: _Trial, seed: int) -> nn.Module:
+        masked = copied(self.model)
+        perturb_(masked, trial.graph, seed)
+        mask_(masked, trial.graph, trial.keep)
+        return masked
+
+    def _output(self, model: nn.Module) -> object:
+        """What `model` computes; of black boxes, what they get."""
+        if self.seen.boxed:
+            return observe(model, self.example).boxed
+        with torch.no_grad(), evaluating(model):
+            return run(model, self.example)
+
+    def _compare(self, masked: object, small: object) -> None:
+        if isinstance(masked, list) and isinstance(small, list) and self.seen.boxed:
+            _compare_boxed(masked, small)
+        else:
+            compare(masked, small, "surgery.trace")
+
+    def _equal_in_float64(self, masked: nn.Module, small: nn.Module) -> bool:
+        """In single precision, rounding in a deep network may look like an error."""
+        example = torch.utils._pytree.tree_map_only(
+            Tensor, lambda t: t.double() if t.is_floating_point() else t, self.example
+        )
+        try:
+            return check_equal(masked.double(), small.double(), example, tolerance=1e-9) <= 1e-9
+        except (NotEqual, RuntimeError):  # some networks do not run in double precision
+            return False
+
+
+def _trial(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> _Trial:
+    """Where groups of one unit empty an axis together, all of these are kept."""
+    try:
+        return _Trial(graph, *graph.checked(keep))
+    except BadKeep:
+        return _Trial(graph, *graph.checked({name: flags for name, flags in keep.items() if len(flags) > 1}))
+
+
+def _compare_boxed(masked: list[tuple[str, Tensor]], small: list[tuple[str, Tensor]]) -> None:
+    """What black boxes got, as long as both went one way, and where shapes are equal: rounding may decide."""
+    both = list(zip(masked, small, strict=False))
+    way = next((i for i, ((a, _), (b, _)) in enumerate(both) if a != b), len(both))
+    pairs = [(a, b) for (_, a), (_, b) in both[:way] if a.shape == b.shape and a.unique().numel() > 1]
+    if pairs:
+        compare([a for a, _ in pairs], [b for _, b in pairs], "surgery.trace")
+
+
+def _shapes(output: object) -> list[torch.Size]:
+    return [leaf.shape for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def perturb_(model: nn.Module, graph: ChannelGraph, seed: int, alive: Mapping[AxisKey, Tensor] | None = None) -> None:
+    """Add to the weights noise of an order that shows errors: a head of zeros or a scale of 1e-6 would hide them.
+
+    What a cut left of the network, the indices `alive`, gets the noise that it would have in the dense one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            shape = torch.Size(graph.shapes[name])
+            if parameter.is_floating_point() and shape.numel() > 1:
+                parameter.add_(_noise(name, shape, generator, alive or {}).to(parameter))
+
+
+def _noise(name: str, shape: torch.Size, generator: torch.Generator, alive: Mapping[AxisKey, Tensor]) -> Tensor:
+    """Of the order that weights of this shape are initialised with; of rank one, for that is quickly made."""
+    noise = torch.tensor(0.3 if len(shape) == 1 else shape[1:].numel() ** -0.5)
+    for axis, n in enumerate(shape[:2]):
+        factor = torch.rand(n, generator=generator).mul_(2).sub_(1)
+        flags = alive.get((name, axis))
+        view = [-1 if a == axis else 1 for a in range(len(shape))]
+        noise = noise * (factor if flags is None else factor[flags]).view(view)
+    return noise
+
+
+def _same_names(before: Observed, after: Observed, alive: Mapping[AxisKey, Tensor]) -> bool:
+    """Does every class of the small network lie in one class of the dense one, on every axis?
+
+    The dense classes may be coarser: ties that a single head does not need any more do no harm. What is left of length
+    1 may be seen as another kind of axis or as none, and so may a parameter that is used element by element.
+    """
+    free = before.elements.keys() | after.elements.keys()
+    gone = [key for key in before.axes.keys() - after.axes.keys() if key not in alive or alive[key].sum() > 1]
+    more = [key for key in after.axes.keys() - before.axes.keys() if len(after.axes[key].names) > 1]
+    if {tensor for tensor, _ in (*gone, *more)} - free and not before.boxed:  # a black box may go another way
+        return False
+    both = list(before.axes.keys() & after.axes.keys())
+    old = [before.axes[key].names[alive[key]] if key in alive else before.axes[key].names for key in both]
+    new = [after.axes[key].names for key in both]
+    if not before.boxed:  # what decides by values may give any number of outputs
+        old, new = old + before.output_names, new + after.output_names
+    if [names.shape for names in old] != [names.shape for names in new]:
+        return False
+    old, new = ([names.flatten() for names in side] for side in (old, new))
+    classes = [relabelled(s.names.classes(), torch.cat(n)) for s, n in ((before, old), (after, new))]
+    unique = distinct(torch.stack(classes))
+    return bool(unique.shape[1] == len(unique[1].unique()))
+
+
+def _other_constant(before: Observed, after: Observed, alive: Mapping[AxisKey, Tensor]) -> Failure | None:
+    """A number or constant that channels meet and that a cut changes: an output may be too blunt to show it."""
+    label = before.names.classes()
+    living = torch.ones(before.names.count, dtype=torch.bool)
+    for key, flags in alive.items():
+        if key in before.axes:
+            living[label[before.axes[key].names[~flags]]] = False
+    old, new = (_by_line(seen.doubts) for seen in (before, after))
+    for line in old.keys() & new.keys():
+        if len(old[line]) == len(new[line]):  # another length: a width of one channel raises no doubt
+            for dense_, small in zip(old[line], new[line], strict=True):
+                if not _follow(dense_, small, living[label]):
+                    return Failure(f"{dense_.text}, which is another one after a cut", of_values=True, line=line)
+    return None
+
+
+def _by_line(doubts: Iterable[Doubt]) -> dict[str, list[Doubt]]:
+    found: dict[str, list[Doubt]] = {}
+    for doubt in doubts:
+        if doubt.of_values:
+            found.setdefault(doubt.key, []).append(doubt)
+    return found
+
+
+def _follow(before: Doubt, after: Doubt, living: Tensor) -> bool:
+    """Are the constants of a small network those of the dense one at the channels that live?"""
+    names = dense(before.names)
+    lives = torch.where(names == NEUTRAL, True, living[names.clamp_min(0)])
+    return len(before.constants) == len(after.constants) and all(
+        _close(_restricted(old, lives), new.flatten())
+        for old, new in zip(before.constants, after.constants, strict=True)
+    )
+
+
+def _restricted(constant: Tensor, lives: Tensor) -> Tensor:
+    """The elements of `constant` that meet a channel that lives, shape (elements,)."""
+    constant = constant[(None,) * (lives.dim() - constant.dim())]
+    for axis, n in enumerate(constant.shape):
+        lives = lives.any(axis, keepdim=True) if n == 1 else lives
+    return constant[lives.expand(constant.shape)]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-6, atol=0.0, equal_nan=True)
