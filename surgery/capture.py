@@ -95,6 +95,9 @@ class Listener:
         finally:
             self._thinking = False
 
+    def stand_in(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What an operator shall give instead of being run; None: it is run."""
+
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """After an operator ran."""
 
@@ -131,6 +134,14 @@ def listen(model: nn.Module, example_inputs: ExampleInputs, listener: Listener, 
         ) from error
 
 
+def zeros_as_from(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """Zeros in place of what an operator would compute."""
+    device = next(t.device for t in torch.utils._pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor))
+    args, kwargs = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, dict(kwargs)))
+    empty: Tensor = func(*args, **kwargs)
+    return torch.empty_strided(empty.shape, empty.stride(), dtype=empty.dtype, device=device).zero_()
+
+
 class Restart(Exception):
     """A listener has learnt something that it needs from the start of the run."""
 
@@ -144,15 +155,18 @@ class _Operators(SchemaCheckMode):
         self.deadline = time.monotonic() + SECONDS_LIMIT
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         if self.listener._thinking:
-            return result
+            return func(*args, **(kwargs or {}))
+        with no_python_dispatcher():  # the listener's own operators go the short way
+            result = self.listener.stand_in(func, args, kwargs or {})
+        if result is None:
+            result = func(*args, **(kwargs or {}))
         self.count += 1
         if self.count > NODE_LIMIT:
             raise _too_large(f"more than {NODE_LIMIT} operators")
         if time.monotonic() > self.deadline:
             raise _too_large(f"not finished after {SECONDS_LIMIT:.0f} s")
-        with no_python_dispatcher():  # the listener's own operators go the short way
+        with no_python_dispatcher():
             self.listener.operator(func, args, kwargs or {}, result)
         return result
 

@@ -132,8 +132,9 @@ def rebuilt(model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], sizes: M
     small = copied(model, memo)
     originals = dict(model.named_modules(remove_duplicate=False))
     changed = {name.rpartition(".")[0] for name in (*kept, *sizes)}
+    around = {owner[:end] for owner in changed for end in _ends(owner)}
     for name, module in small.named_modules():
-        if any(owner == name or not name or owner.startswith(f"{name}.") for owner in changed):
+        if name in around:
             twin_(module, originals[name])
     _slice_orders(small, kept, tensors)
     for name, value in sizes.items():
@@ -142,6 +143,11 @@ def rebuilt(model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], sizes: M
     for name in changed:
         _remember_sizes(small.get_submodule(name) if name in originals else small)
     return small
+
+
+def _ends(name: str) -> list[int]:
+    """Where the names of a module and of all modules around it end."""
+    return [0, *(i for i, letter in enumerate(name) if letter == "."), len(name)]
 
 
 def _remember(module: nn.Module, attribute: str, value: int) -> None:

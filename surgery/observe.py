@@ -11,12 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from surgery.capture import ExampleInputs, Listener, Restart, as_call, listen, source_line
+from surgery.capture import ExampleInputs, Listener, Restart, as_call, listen, source_line, zeros_as_from
 from surgery.errors import CaptureFailed
 from surgery.graph import OVER, SOURCE, Layer
 from surgery.names import NEUTRAL, compact, dense, varying
 from surgery.observed import Axis, Doubt, Node, Observed, State
 from surgery.operators import RULES, WEIGHTED, CannotFollow
+
+COSTLY = {
+    "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::conv_transpose1d", "aten::conv_transpose2d",
+    "aten::conv_transpose3d", "aten::linear", "aten::matmul", "aten::bmm", "aten::mm", "aten::addmm", "aten::baddbmm",
+    "aten::einsum", "aten::scaled_dot_product_attention",
+}
+"""Operators of which only the shape matters here. What no channel has a part in is always computed."""
 
 ELEMENT_LIMIT = 1 << 22
 """Parameters used element by element are named per element up to this size; larger ones are pinned."""
@@ -25,16 +32,21 @@ ELEMENT_LIMIT = 1 << 22
 def observe(model: nn.Module, example_inputs: ExampleInputs) -> Observed:
     """Run `model` on names, in eval mode; if layers are left over, in training mode too. Raises CaptureFailed.
 
+    The costly operators are not computed unless the forward fails without, or decides by values.
     A module whose forward decides by the values of tensors is a black box: all that passes through its own code is
     pinned, the modules that it calls are followed each by itself.
     """
     boxes: dict[str, str] = {}
+    computing = False
     while True:
-        run = _Run(model, example_inputs, boxes)
         try:
-            return run.run()
+            return _Run(model, example_inputs, boxes, computing or bool(boxes)).run()
         except _BlackBox as found:
             boxes[found.module] = found.reason
+        except CaptureFailed as failed:
+            if computing or boxes or failed.__cause__ is None:  # without a cause: a limit
+                raise
+            computing = True
 
 
 class _BlackBox(Restart):
@@ -44,9 +56,11 @@ class _BlackBox(Restart):
 
 
 class _Run(Listener):
-    def __init__(self, model: nn.Module, example_inputs: ExampleInputs, boxes: Mapping[str, str]) -> None:
+    def __init__(
+        self, model: nn.Module, example_inputs: ExampleInputs, boxes: Mapping[str, str], computing: bool
+    ) -> None:
         super().__init__()
-        self.model, self.example, self.boxes = model, example_inputs, boxes
+        self.model, self.example, self.boxes, self.computing = model, example_inputs, boxes, computing
         self.seen, self.counting = Observed(), True
         self.states = {id(state.value): state for state in _states(model)}
         self.known: Any = WeakTensorKeyDictionary()
@@ -101,6 +115,13 @@ class _Run(Listener):
         return found
 
     # what happens
+
+    def stand_in(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if self.computing or func._schema.name not in COSTLY:
+            return None
+        if all((dense(self.names_of(t)) == NEUTRAL).all() for t in _tensors((args, dict(kwargs)))):
+            return None  # constants are computed
+        return zeros_as_from(func, args[:2] if func is torch.ops.aten.linear.default else args, kwargs)  # no bias: slow
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         call = Call(self, func, args, kwargs, result)
@@ -348,14 +369,12 @@ class Call:
 
     def constants(self) -> list[Tensor]:
         """Numbers among the operands, and tensors in which no channel has a part; as float64 copies."""
-        found: list[Tensor] = []
-        for value in torch.utils._pytree.tree_leaves((self._args, dict(self._kwargs))):
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found.append(torch.tensor(float(value), dtype=torch.float64))
-            elif isinstance(value, Tensor) and id(value) not in self._run.states and value.numel() <= ELEMENT_LIMIT:
-                if (dense(self._run.names_of(value)) == NEUTRAL).all():
-                    found.append(value.detach().to("cpu", torch.float64, copy=True))
-        return found
+        leaves = torch.utils._pytree.tree_leaves((self._args, dict(self._kwargs)))
+        numbers = [torch.tensor(v, dtype=torch.float64) for v in leaves if type(v) in (int, float)]
+        tensors = [t for t in leaves if isinstance(t, Tensor) and t.numel() <= ELEMENT_LIMIT]
+        neutral = [t for t in tensors if (dense(self._run.names_of(t)) == NEUTRAL).all()]
+        constant = [t for t in neutral if id(t) not in self._run.states]
+        return numbers + [t.detach().to("cpu", torch.float64, copy=True) for t in constant]
 
     def became_python(self) -> None:
         self._run.became_python(self.raw(0), self.name)

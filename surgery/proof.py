@@ -45,6 +45,10 @@ class Proof:
 
     def __init__(self, model: nn.Module, example: ExampleInputs, seen: Observed) -> None:
         self.model, self.example, self.seen = model, example, seen
+        self.label = seen.names.classes()
+        if seen.boxed:  # what decides by values may go another way, and treat what may not change in another
+            pinned = torch.cat([self.label[names] for names, _ in seen.names.pins])
+            self.label[torch.isin(self.label, pinned)] = int(pinned[0])
 
     def disproof(
         self, graph: ChannelGraph, names: Iterable[str], meetings: Collection[Iterable[str]] | None
@@ -77,9 +81,9 @@ class Proof:
                 again = observe(small, self.example)
         except SurgeryError as error:
             return Failure(f"a cut network does not run ({str(error).splitlines()[0]})")
-        if not _same_names(self.seen, again, trial.alive):
+        if not self._same_names(again, trial.alive):
             return Failure("a cut network reads other channels")
-        return _other_constant(self.seen, again, trial.alive)
+        return self._other_constant(again, trial.alive)
 
     def _miscomputed(self, trial: _Trial, seed: int) -> Failure | None:
         """Does a cut network compute what the masked one does? The weights are other ones for every `seed`."""
@@ -97,6 +101,45 @@ class Proof:
             shape = not self.seen.boxed and _shapes(output) != _shapes(self.seen.output)
             if shape or not self._equal_in_float64(masked, self._small(trial, seed)):
                 return Failure(f"a cut network could not be shown to compute the same ({text})", of_values=not shape)
+        return None
+
+    def _same_names(self, after: Observed, alive: Mapping[AxisKey, Tensor]) -> bool:
+        """Does every class of the small network lie in one class of the dense one, on every axis?
+
+        The dense classes may be coarser: ties that a single head does not need any more do no harm. What is left of
+        length 1 may be seen as another kind of axis or as none, and so may a parameter that is used element by element.
+        """
+        before = self.seen
+        free = before.elements.keys() | after.elements.keys()
+        gone = [key for key in before.axes.keys() - after.axes.keys() if key not in alive or alive[key].sum() > 1]
+        more = [key for key in after.axes.keys() - before.axes.keys() if len(after.axes[key].names) > 1]
+        if {tensor for tensor, _ in (*gone, *more)} - free and not before.boxed:  # a black box may go another way
+            return False
+        both = list(before.axes.keys() & after.axes.keys())
+        old = [before.axes[key].names[alive[key]] if key in alive else before.axes[key].names for key in both]
+        new = [after.axes[key].names for key in both]
+        if not before.boxed:  # what decides by values may give any number of outputs
+            old, new = old + before.output_names, new + after.output_names
+        if [names.shape for names in old] != [names.shape for names in new]:
+            return False
+        old, new = ([names.flatten() for names in side] for side in (old, new))
+        classes = [relabelled(self.label, torch.cat(old)), relabelled(after.names.classes(), torch.cat(new))]
+        unique = distinct(torch.stack(classes))
+        return bool(unique.shape[1] == len(unique[1].unique()))
+
+    def _other_constant(self, after: Observed, alive: Mapping[AxisKey, Tensor]) -> Failure | None:
+        """A number or constant that channels meet and that a cut changes: an output may be too blunt to show it."""
+        before = self.seen
+        living = torch.ones(before.names.count, dtype=torch.bool)
+        for key, flags in alive.items():
+            if key in before.axes:
+                living[self.label[before.axes[key].names[~flags]]] = False
+        old, new = (_by_line(seen.doubts) for seen in (before, after))
+        for line in old.keys() & new.keys():
+            if len(old[line]) == len(new[line]):  # another length: a width of one channel raises no doubt
+                for whole, small in zip(old[line], new[line], strict=True):
+                    if not _follow(whole, small, living[self.label]):
+                        return Failure("it is another one after a cut", of_values=True, line=line)
         return None
 
     def _small(self, trial: _Trial, seed: int) -> nn.Module:
@@ -177,46 +220,6 @@ def _noise(name: str, shape: torch.Size, generator: torch.Generator, alive: Mapp
         view = [-1 if a == axis else 1 for a in range(len(shape))]
         noise = noise * (factor if flags is None else factor[flags]).view(view)
     return noise
-
-
-def _same_names(before: Observed, after: Observed, alive: Mapping[AxisKey, Tensor]) -> bool:
-    """Does every class of the small network lie in one class of the dense one, on every axis?
-
-    The dense classes may be coarser: ties that a single head does not need any more do no harm. What is left of length
-    1 may be seen as another kind of axis or as none, and so may a parameter that is used element by element.
-    """
-    free = before.elements.keys() | after.elements.keys()
-    gone = [key for key in before.axes.keys() - after.axes.keys() if key not in alive or alive[key].sum() > 1]
-    more = [key for key in after.axes.keys() - before.axes.keys() if len(after.axes[key].names) > 1]
-    if {tensor for tensor, _ in (*gone, *more)} - free and not before.boxed:  # a black box may go another way
-        return False
-    both = list(before.axes.keys() & after.axes.keys())
-    old = [before.axes[key].names[alive[key]] if key in alive else before.axes[key].names for key in both]
-    new = [after.axes[key].names for key in both]
-    if not before.boxed:  # what decides by values may give any number of outputs
-        old, new = old + before.output_names, new + after.output_names
-    if [names.shape for names in old] != [names.shape for names in new]:
-        return False
-    old, new = ([names.flatten() for names in side] for side in (old, new))
-    classes = [relabelled(s.names.classes(), torch.cat(n)) for s, n in ((before, old), (after, new))]
-    unique = distinct(torch.stack(classes))
-    return bool(unique.shape[1] == len(unique[1].unique()))
-
-
-def _other_constant(before: Observed, after: Observed, alive: Mapping[AxisKey, Tensor]) -> Failure | None:
-    """A number or constant that channels meet and that a cut changes: an output may be too blunt to show it."""
-    label = before.names.classes()
-    living = torch.ones(before.names.count, dtype=torch.bool)
-    for key, flags in alive.items():
-        if key in before.axes:
-            living[label[before.axes[key].names[~flags]]] = False
-    old, new = (_by_line(seen.doubts) for seen in (before, after))
-    for line in old.keys() & new.keys():
-        if len(old[line]) == len(new[line]):  # another length: a width of one channel raises no doubt
-            for dense_, small in zip(old[line], new[line], strict=True):
-                if not _follow(dense_, small, living[label]):
-                    return Failure(f"{dense_.text}, which is another one after a cut", of_values=True, line=line)
-    return None
 
 
 def _by_line(doubts: Iterable[Doubt]) -> dict[str, list[Doubt]]:

@@ -642,7 +642,7 @@ class Join(Step):
             case "stack mean":
                 return torch.stack([a, b]).mean(0)
             case "cat tokens":
-                return torch.cat([a, b], 3)[..., : x.shape[3]]
+                return torch.cat([a, b], 3)[..., ::2]
         return torch.where(a > b, a, b)
 
 

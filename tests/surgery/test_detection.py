@@ -1,0 +1,57 @@
+"""Detectors: what is a tensor program in them is cut exactly; what decides by values is pinned, and says so."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from oracle import random_keep
+from torch import Tensor, nn
+from torchvision.models import detection
+
+import surgery
+
+SMALL = {"min_size": 96, "max_size": 128}
+DETECTORS: dict[str, dict[str, Any]] = {
+    "fasterrcnn_resnet50_fpn": SMALL, "retinanet_resnet50_fpn": SMALL, "fcos_resnet50_fpn": SMALL,
+    "ssdlite320_mobilenet_v3_large": {},
+}
+FREE = {"fasterrcnn_resnet50_fpn": 40, "retinanet_resnet50_fpn": 46, "fcos_resnet50_fpn": 46,
+        "ssdlite320_mobilenet_v3_large": 31}
+"""How many groups each has at least."""
+
+
+def features_and_heads(detector: nn.Module, image: Tensor) -> Iterator[Tensor]:
+    """What the tensor programs of a detector compute: a pyramid of features, and the heads on all of it."""
+    features = list(detector.backbone(image).values())
+    yield from features
+    if isinstance(detector, detection.FasterRCNN):
+        scores, boxes = detector.rpn.head(features)
+        yield from (*scores, *boxes)
+        regions = torch.nn.functional.adaptive_avg_pool2d(features[0], 7)
+        yield from detector.roi_heads.box_predictor(detector.roi_heads.box_head(regions))
+    else:
+        yield from detector.head(features).values()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_backbone_and_heads_of_a_detector_are_cut_exactly(name: str) -> None:
+    torch.manual_seed(0)
+    detector = getattr(detection, name)(weights=None, weights_backbone=None, **DETECTORS[name]).eval()
+    image = torch.rand(3, 96, 128)
+    graph = surgery.trace(detector, ([image],))
+    assert len(graph.groups) >= FREE[name]
+    reasons = {pin.reason for pin in graph.pinned} - {"model input", "model output"}
+    assert all("decides by values" in reason for reason in reasons), reasons
+    assert any("detection" in reason or "anchor" in reason or "rcnn" in reason for reason in reasons), reasons
+
+    keep = random_keep(graph, 0)
+    masked, small = surgery.mask(detector, graph, keep), surgery.cut(detector, graph, keep)
+    with torch.no_grad():
+        pairs = list(zip(*(features_and_heads(d, image[None]) for d in (masked, small)), strict=True))
+        assert len(pairs) > 5
+        for expected, found in pairs:
+            assert expected.std() > 0
+            assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()
+        assert set(small([image])[0]) == set(detector([image])[0])
+    assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in detector.parameters())
