@@ -84,14 +84,16 @@ def _silence_(
                     tensors[slot.tensor].index_fill_(slot.axis, left.to(tensors[slot.tensor].device), 0)
 
 
-def cut_to(model: nn.Module, graph: ChannelGraph, alive: Mapping[tuple[str, int], Tensor]) -> nn.Module:
-    """`cut` to what survives along each axis."""
+def cut_to(
+    model: nn.Module, graph: ChannelGraph, alive: Mapping[tuple[str, int], Tensor], *, hollow: bool = False
+) -> nn.Module:
+    """`cut` to what survives along each axis. A `hollow` one has the right shapes and zeros in the sliced weights."""
     kept: dict[str, dict[int, Tensor]] = {}
     for (tensor, axis), flags in alive.items():
         if not flags.all() and not tensor.endswith(OVER):
             kept.setdefault(tensor, {})[axis] = flags.nonzero().squeeze(1)
     sizes = {name: len(axes[0]) for name, axes in kept.items() if name in graph.sizes and not name.endswith(SOURCE)}
-    small = rebuilt(model, {name: axes for name, axes in kept.items() if name not in sizes}, sizes)
+    small = rebuilt(model, {name: axes for name, axes in kept.items() if name not in sizes}, sizes, hollow=hollow)
     for name in sizes:
         module = small.get_submodule(name.rpartition(".")[0])
         if is_gated(module):
@@ -115,16 +117,22 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         ) from error
 
 
-def rebuilt(model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], sizes: Mapping[str, int]) -> nn.Module:
+def rebuilt(
+    model: nn.Module, kept: Mapping[str, Mapping[int, Tensor]], sizes: Mapping[str, int], *, hollow: bool = False
+) -> nn.Module:
     """A copy of `model` with only the given indices of each named tensor, and these sizes.
 
-    The smaller tensors take the places of the old ones while the copy is made, wherever the network refers to them.
+    The smaller tensors take the places of the old ones while the copy is made, wherever the network refers to them. A
+    `hollow` copy shares all other parameters with `model`.
     """
     tensors = states(model)
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()} if hollow else {}
     for name in kept.keys() & tensors.keys():
         old = tensors[name]
-        new = sliced(old, kept[name])
+        if hollow and isinstance(old, nn.Parameter):
+            new = old.new_zeros(()).expand([len(kept[name].get(axis, range(n))) for axis, n in enumerate(old.shape)])
+        else:
+            new = sliced(old, kept[name])
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
             new.__dict__.update(old.__dict__)

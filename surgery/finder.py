@@ -149,7 +149,7 @@ class _Search:
     def _disproof(self, attempt: _Attempt, names: Iterable[str]) -> Failure | None:
         names = list(names)
         spelled = any(attempt.doubted[name] - self.of_values for name in names)
-        return self.proof.disproof(attempt.graph, names, attempt.meetings if spelled else None)
+        return self.proof.disproof(attempt.graph, names, attempt.meetings if spelled else ())
 
 
 def _with_branches(graph: ChannelGraph, seen: Observed) -> ChannelGraph:

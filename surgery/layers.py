@@ -21,7 +21,7 @@ def convolution(call: "Call", x: Tensor, weight: Any, bias: Any = None, *rest: A
     if groups == 1:
         call.read(weight, 1, names)
         written = call.write(weight, 0)
-    elif per_group == 1:
+    elif per_group == 1 and call.was(weight.name, 1) != "read":
         written = names.repeat_interleave(out // groups)
         _group_count(call, weight, written, axis)
         call.carry(weight, 0, written)
@@ -124,7 +124,8 @@ def group_norm(call: "Call", x: Tensor, groups: int, weight: Any = None, bias: A
     names = call.vector(x, 1)
     if len(names.unique()) > 1 or x.shape[1] == 1:
         blocks = names.view(groups, -1)
-        if groups >= blocks.shape[1]:
+        whole_groups = {"size": True, "norm": False}.get(call.was(f"{call.owner}.num_channels"))
+        if groups >= blocks.shape[1] if whole_groups is None else whole_groups:
             call.names.tie(blocks, blocks[:, :1])
             call.size("num_channels", names)
             call.size("num_groups", blocks[:, 0])

@@ -29,18 +29,19 @@ ELEMENT_LIMIT = 1 << 22
 """Parameters used element by element are named per element up to this size; larger ones are pinned."""
 
 
-def observe(model: nn.Module, example_inputs: ExampleInputs) -> Observed:
+def observe(model: nn.Module, example_inputs: ExampleInputs, before: Observed | None = None) -> Observed:
     """Run `model` on names, in eval mode; if layers are left over, in training mode too. Raises CaptureFailed.
 
     The costly operators are not computed unless the forward fails without, or decides by values.
     A module whose forward decides by the values of tensors is a black box: all that passes through its own code is
-    pinned, the modules that it calls are followed each by itself.
+    pinned, the modules that it calls are followed each by itself. `before`: what was seen of the network before a cut;
+    where a rule depends on how many channels there are, it is the same again.
     """
     boxes: dict[str, str] = {}
     computing = False
     while True:
         try:
-            return _Run(model, example_inputs, boxes, computing or bool(boxes)).run()
+            return _Run(model, example_inputs, boxes, computing or bool(boxes), before or Observed()).run()
         except _BlackBox as found:
             boxes[found.module] = found.reason
         except CaptureFailed as failed:
@@ -57,11 +58,13 @@ class _BlackBox(Restart):
 
 class _Run(Listener):
     def __init__(
-        self, model: nn.Module, example_inputs: ExampleInputs, boxes: Mapping[str, str], computing: bool
+        self, model: nn.Module, example_inputs: ExampleInputs, boxes: Mapping[str, str], computing: bool,
+        before: Observed,
     ) -> None:
         super().__init__()
         self.model, self.example, self.boxes, self.computing = model, example_inputs, boxes, computing
-        self.seen, self.counting = Observed(), True
+        self.before = before
+        self.seen, self.counting = Observed(computed=computing), True
         self.states = {id(state.value): state for state in _states(model)}
         self.known: Any = WeakTensorKeyDictionary()
         self.node_of: Any = WeakTensorKeyDictionary()
@@ -282,6 +285,11 @@ class Call:
 
     def layer(self, weight: State) -> nn.Module:
         return self._run.model.get_submodule(weight.name.rpartition(".")[0])
+
+    def was(self, name: str, axis: int = 0) -> str:
+        """The role that an axis had before a cut; empty if there was none."""
+        known = self._run.before.axes.get((name, axis))
+        return known.role if known else ""
 
     def read(self, weight: State, axis: int, names: Tensor) -> None:
         if self.node is not None:

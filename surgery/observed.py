@@ -62,7 +62,7 @@ class Observed:
     """Everything a run saw. `axes` counts sizes that modules remember as tensors of one axis.
 
     `nodes` are the operators in order, `ends` those that give the model's outputs. `boxed` are the values that black
-    boxes got from the modules that they call, with the names of these.
+    boxes got from the modules that they call, with the names of these. `computed`: the run depends on values.
     """
 
     names: Names = field(default_factory=Names)
@@ -77,4 +77,5 @@ class Observed:
     nodes: list[Node] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     boxed: list[tuple[str, Tensor]] = field(default_factory=list)
+    computed: bool = False
     unseen: list[str] = field(default_factory=list)

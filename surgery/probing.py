@@ -10,7 +10,8 @@ from torch import Tensor
 def random(units: Mapping[str, int]) -> dict[str, Tensor]:
     """A keep without a random fifth to half of each group, at least one unit; of one unit nothing is left.
 
-    The unit in the middle always goes: constants that count places from the first or from the last channel then move.
+    The first unit (of three or more) and the middle one always go: halves, even places, and constants that count from
+    the first or from the last channel are then other ones.
     """
     keep = {}
     for index, (name, count) in enumerate(units.items()):
@@ -20,20 +21,18 @@ def random(units: Mapping[str, int]) -> dict[str, Tensor]:
         keep[name] = torch.ones(count, dtype=torch.bool)
         keep[name][order[: max(1, int(share * count)) - 1]] = False
         keep[name][count // 2] = False
+        keep[name][0] &= count < 3
     return keep
 
 
 def lopsided(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> Iterator[dict[str, Tensor]]:
-    """Keeps that show what an even cut hides.
+    """Keeps that show what an even cut hides: of two groups one loses its first unit while the other does not.
 
-    The first closes the first units of every group, an odd number above one where it can: halves and even places are
-    then other ones. After it come as many as tell groups apart, above all those that meet somewhere (`meetings`): each
-    closes one unit of some groups, and of two groups one loses while the other does not.
+    There are as many as tell groups apart, above all those that meet somewhere (`meetings`).
     """
-    yield {name: _without_first(count, max(1, min(3, count - 2))) for name, count in units.items()}
     number = numbered(units, meetings)
     for bit in range(max(number.values(), default=0).bit_length()):
-        yield {name: _without_first(units[name], 1) for name, n in number.items() if n >> bit & 1}
+        yield {name: torch.arange(units[name]) >= 1 for name, n in number.items() if n >> bit & 1}
 
 
 def numbered(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> dict[str, int]:
@@ -49,7 +48,3 @@ def numbered(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> dic
         candidates = itertools.chain(((i + k) % 7 + 1 for k in range(7)), itertools.count(8))
         number[name] = next(n for n in candidates if n not in taken)
     return number
-
-
-def _without_first(units: int, closed: int) -> Tensor:
-    return torch.arange(units) >= closed

@@ -1,6 +1,6 @@
 """The proof of a graph: units are really cut out, and what is left must read the same names and compute the same."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,55 +51,49 @@ class Proof:
             self.label[torch.isin(self.label, pinned)] = int(pinned[0])
 
     def disproof(
-        self, graph: ChannelGraph, names: Iterable[str], meetings: Collection[Iterable[str]] | None
+        self, graph: ChannelGraph, names: Iterable[str], meetings: Iterable[Iterable[str]] = ()
     ) -> Failure | None:
         """Cut units out of the groups `names`; None if that is exact.
 
-        Where lines spell out shapes or places (`meetings`: of which groups), several cuts in which widths that meet
-        lose different numbers.
+        Where lines spell out shapes or places (`meetings`: of which groups), in several cuts widths that meet lose
+        different numbers.
         """
         units = {name: graph.by_name[name].units for name in names}
         if not units:
             return None
-        if meetings is not None:
-            first, *others = lopsided(units, meetings)
-            for keep in others:
-                trial = _trial(graph, keep)
-                failure = self._misread(trial, cut_to(self.model, graph, trial.alive))
-                if failure:
-                    return failure
-            # what is written into a slice shows in the values only
-            failure = self._miscomputed(_trial(graph, first), seed=1)
+        for keep in lopsided(units, meetings):
+            trial = _trial(graph, keep)
+            failure = self._misread(trial, cut_to(self.model, graph, trial.alive, hollow=not self.seen.computed))
             if failure:
                 return failure
-        return self._miscomputed(_trial(graph, random(units)), seed=0)
+        return self._miscomputed(_trial(graph, random(units)))
 
     def _misread(self, trial: _Trial, small: nn.Module) -> Failure | None:
         """Does the cut network run, read the names that the dense one did, and compute with the same constants?"""
         try:
             with twinned(small):
-                again = observe(small, self.example)
+                again = observe(small, self.example, self.seen)
         except SurgeryError as error:
             return Failure(f"a cut network does not run ({str(error).splitlines()[0]})")
         if not self._same_names(again, trial.alive):
             return Failure("a cut network reads other channels")
         return self._other_constant(again, trial.alive)
 
-    def _miscomputed(self, trial: _Trial, seed: int) -> Failure | None:
-        """Does a cut network compute what the masked one does? The weights are other ones for every `seed`."""
-        small = self._small(trial, seed)
+    def _miscomputed(self, trial: _Trial) -> Failure | None:
+        """Does a cut network compute what the masked one does?"""
+        small = self._small(trial)
         failure = self._misread(trial, small)
         if failure:
             return failure
         output = self._output(small)
         del small  # one copy of the network at a time
-        masked = self._masked(trial, seed)
+        masked = self._masked(trial)
         try:
             self._compare(self._output(masked), output)
         except NotEqual as error:
             text = str(error).splitlines()[0]
             shape = not self.seen.boxed and _shapes(output) != _shapes(self.seen.output)
-            if shape or not self._equal_in_float64(masked, self._small(trial, seed)):
+            if shape or not self._equal_in_float64(masked, self._small(trial)):
                 return Failure(f"a cut network could not be shown to compute the same ({text})", of_values=not shape)
         return None
 
@@ -142,14 +136,14 @@ class Proof:
                         return Failure("it is another one after a cut", of_values=True, line=line)
         return None
 
-    def _small(self, trial: _Trial, seed: int) -> nn.Module:
+    def _small(self, trial: _Trial) -> nn.Module:
         small = cut_to(self.model, trial.graph, trial.alive)
-        perturb_(small, trial.graph, seed, trial.alive)
+        perturb_(small, trial.graph, trial.alive)
         return small
 
-    def _masked(self, trial: _Trial, seed: int) -> nn.Module:
+    def _masked(self, trial: _Trial) -> nn.Module:
         masked = copied(self.model)
-        perturb_(masked, trial.graph, seed)
+        perturb_(masked, trial.graph)
         mask_(masked, trial.graph, trial.keep)
         return masked
 
@@ -198,28 +192,24 @@ def _shapes(output: object) -> list[torch.Size]:
     return [leaf.shape for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def perturb_(model: nn.Module, graph: ChannelGraph, seed: int, alive: Mapping[AxisKey, Tensor] | None = None) -> None:
-    """Add to the weights noise of an order that shows errors: a head of zeros or a scale of 1e-6 would hide them.
+def perturb_(model: nn.Module, graph: ChannelGraph, alive: Mapping[AxisKey, Tensor] | None = None) -> None:
+    """Add noise to the weights, of the order that they are initialised with: a head of zeros would hide errors.
 
     What a cut left of the network, the indices `alive`, gets the noise that it would have in the dense one.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = torch.Size(graph.shapes[name])
             if parameter.is_floating_point() and shape.numel() > 1:
-                parameter.add_(_noise(name, shape, generator, alive or {}).to(parameter))
-
-
-def _noise(name: str, shape: torch.Size, generator: torch.Generator, alive: Mapping[AxisKey, Tensor]) -> Tensor:
-    """Of the order that weights of this shape are initialised with; of rank one, for that is quickly made."""
-    noise = torch.tensor(0.3 if len(shape) == 1 else shape[1:].numel() ** -0.5)
-    for axis, n in enumerate(shape[:2]):
-        factor = torch.rand(n, generator=generator).mul_(2).sub_(1)
-        flags = alive.get((name, axis))
-        view = [-1 if a == axis else 1 for a in range(len(shape))]
-        noise = noise * (factor if flags is None else factor[flags]).view(view)
-    return noise
+                factors = [torch.ones(1, dtype=parameter.dtype)] * 2
+                for axis, n in enumerate(shape[:2]):  # of rank one, for that is quickly made
+                    factor = torch.rand(n, generator=generator).mul_(2).sub_(1)
+                    flags = (alive or {}).get((name, axis))
+                    view = [-1 if a == axis else 1 for a in range(len(shape))]
+                    factors[axis] = (factor if flags is None else factor[flags]).view(view).to(parameter)
+                scale = 0.3 if len(shape) == 1 else shape[1:].numel() ** -0.5
+                parameter.addcmul_(*factors, value=scale)
 
 
 def _by_line(doubts: Iterable[Doubt]) -> dict[str, list[Doubt]]:
