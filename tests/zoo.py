@@ -700,6 +700,43 @@ class ScaleByNumber(Net):
         return 1 - (x * 0.3 + 2) / 5
 
 
+class TinyHead(Net):
+    """A number computed from the width, before a head so small that no output shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return 1e4 + self.b(y * y.shape[1] ** -0.5)
+
+
+class RampOfWidth(Net):
+    """A constant as wide as the channels, computed from their number, one of whose values does not matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        ramp = torch.linspace(0, 1, x.shape[1], dtype=x.dtype)
+        return self.a(x + 1e-7 * ramp.view(-1, 1, 1))
+
+
+class Whitening(Net):
+    """Runs on real values only: no Cholesky factor of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        y = self.a(x).flatten(2)
+        factor = torch.linalg.cholesky(y @ y.transpose(1, 2))
+        return self.b(x) * factor.diagonal(dim1=1, dim2=2).sum(1)[:, None, None, None]
+
+
 class TransposedTie(Net):
     """A weight read by a layer and, transposed, by a function."""
 
@@ -933,6 +970,9 @@ ZOO: dict[str, Case] = {
     "sum_of_heads": Case(SumOfHeads, (2, 3, 8, 8), free=("stem.0",)),
     "scale_by_width": Case(ScaleByWidth, (2, 3, 8, 8), pinned="meets the number 0.353"),
     "scale_by_index": Case(ScaleByIndex, (2, 3, 8, 8), pinned="constant"),
+    "tiny_head": Case(TinyHead, (2, 3, 8, 8), free=("stem.0",), pinned="meets the number 0.35"),
+    "ramp_of_width": Case(RampOfWidth, (2, 3, 8, 8), pinned="is another one after a cut"),
+    "whitening": Case(Whitening, (2, 3, 8, 8), free=("stem.0",), pinned="matmul"),
     "scale_by_number": Case(ScaleByNumber, (2, 3, 8, 8), free=("stem.0",)),
     "transposed_tie": Case(TransposedTie, (2, 3, 8, 8), pinned="also element by element"),
     "tile_and_glu": Case(TileAndGlu, (2, 3, 8, 8), free=("stem.0",)),

@@ -26,6 +26,22 @@ def test_cut_computes_what_the_gated_network_does(case: Case) -> None:
         assert run(small, case.example(batch=3)) is not None  # another batch size runs too
 
 
+@pytest.mark.parametrize("name", ["residual", "grouped", "depthwise", "group_norm", "attention"])
+def test_bfloat16_and_channels_last_stay_what_they_are(name: str) -> None:
+    layouts = {torch.bfloat16: torch.contiguous_format, torch.float32: torch.channels_last}
+    units = {group.name: group.units for group in surgery.trace(ZOO[name].build(), ZOO[name].example().float()).groups}
+    for dtype, layout in layouts.items():
+        model = randomised(ZOO[name].build()).eval().to(dtype=dtype, memory_format=layout)
+        x = ZOO[name].example(dtype=dtype)
+        graph = surgery.trace(model, x)
+        assert {group.name: group.units for group in graph.groups} == units
+        keep = random_keep(graph, 0)
+        small = surgery.cut(model, graph, keep)
+        assert {p.dtype for p in small.parameters()} == {dtype}
+        assert all(p.is_contiguous(memory_format=layout) for p in small.parameters() if p.dim() == 4)
+        surgery.check_equal(surgery.mask(model, graph, keep), small, x)
+
+
 def test_a_wrong_slice_is_seen() -> None:
     model = randomised(ZOO["residual"].build()).double().eval()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)

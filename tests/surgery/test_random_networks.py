@@ -60,7 +60,7 @@ def test_the_networks_of_the_faults_are_cut_as_they_should(network: Network) -> 
     assert verdict.free >= 10
 
 
-@pytest.mark.parametrize("operator", ["flip"])
+@pytest.mark.parametrize("operator", FAULTS)
 def test_a_wrong_rule_is_found_by_the_proof_of_the_finder(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, fault = FAULTS[operator]
     right = judge(network)

@@ -1,5 +1,8 @@
 """A fast cross-section of torchvision: residual, squeeze-and-excite, dense, grouped, fire and inception widths."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torchvision
@@ -49,3 +52,21 @@ def test_a_random_cut_of_a_real_network_is_exact(name: str) -> None:
     assert surgery.check_equal(surgery.mask(model, graph, keep), small, x) < 1e-5
     assert surgery.SizeModel(graph).of(keep) == surgery.Size(params(small), macs(small, x))
     assert params(small) < 0.75 * params(model)
+
+
+PEAKS = """
+import resource, torch, torchvision, surgery
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model, x = torchvision.models.vgg16(weights=None, init_weights=False).eval(), torch.randn(1, 3, 224, 224)
+with torch.no_grad():
+    model(x)
+print(peak())
+surgery.trace(model, x)
+print(peak())
+"""
+
+
+def test_a_trace_takes_at_most_twice_the_memory_of_a_forward() -> None:
+    printed = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True).stdout
+    forward, trace = map(int, printed.split())
+    assert forward < trace <= 2 * forward
