@@ -11,7 +11,8 @@ def random(units: Mapping[str, int]) -> dict[str, Tensor]:
     """A keep without a random fifth to half of each group, at least one unit; of one unit nothing is left.
 
     The first unit (of three or more) and the middle one always go: halves, even places, and constants that count from
-    the first or from the last channel are then other ones.
+    the first or from the last channel are then other ones. Of four or more one more goes in every other group, so that
+    two that should be one do not lose equally many.
     """
     keep = {}
     for index, (name, count) in enumerate(units.items()):
@@ -19,9 +20,10 @@ def random(units: Mapping[str, int]) -> dict[str, Tensor]:
         share = 0.2 + 0.3 * torch.rand((), generator=generator).item()
         order = torch.randperm(count, generator=generator)
         keep[name] = torch.ones(count, dtype=torch.bool)
-        keep[name][order[: max(1, int(share * count)) - 1]] = False
+        keep[name][order[: max(0, int(share * count) - 1)]] = False
         keep[name][count // 2] = False
         keep[name][0] &= count < 3
+        keep[name][-1] &= count < 4 or index % 2 == 1
     return keep
 
 
@@ -36,7 +38,7 @@ def lopsided(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> Ite
 
 
 def numbered(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> dict[str, int]:
-    """A number from 1 for every group in a meeting: all different where groups meet, and seven in a row always."""
+    """A number from 1 for every group in a meeting: all different where groups meet, and three in a row always."""
     others: dict[str, set[str]] = {}
     for meeting in meetings:
         present = [name for name in meeting if name in units]
@@ -45,6 +47,6 @@ def numbered(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> dic
     number: dict[str, int] = {}
     for i, name in enumerate(name for name in units if name in others):
         taken = {number.get(other) for other in others[name]}
-        candidates = itertools.chain(((i + k) % 7 + 1 for k in range(7)), itertools.count(8))
+        candidates = itertools.chain(((i + k) % 3 + 1 for k in range(3)), itertools.count(4))
         number[name] = next(n for n in candidates if n not in taken)
     return number

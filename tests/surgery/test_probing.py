@@ -15,11 +15,11 @@ def test_groups_that_meet_have_different_numbers() -> None:
     assert all(number[x] != number[y] for meeting in meetings[:2] for x, y in itertools.combinations(meeting, 2))
 
 
-def test_seven_groups_in_a_row_lose_different_numbers() -> None:
-    units = {name: 2 + i for i, name in enumerate("abcdefg")}
-    keeps = list(lopsided(units, [units]))
+def test_three_groups_in_a_row_lose_different_numbers() -> None:
+    units = {name: 2 + i for i, name in enumerate("abc")}
+    keeps = list(lopsided(units, [[name] for name in units]))
     lost = {name: tuple(int((~keep[name]).sum()) if name in keep else 0 for keep in keeps) for name in units}
-    assert len(set(lost.values())) == 7
+    assert len(set(lost.values())) == 3
     assert all(any(counts) for counts in lost.values())
 
 
