@@ -136,10 +136,15 @@ def listen(model: nn.Module, example_inputs: ExampleInputs, listener: Listener, 
 
 def zeros_as_from(func: Any, args: Any, kwargs: Any) -> Tensor:
     """Zeros in place of what an operator would compute."""
-    device = next(t.device for t in torch.utils._pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor))
+    device = tensors_in((args, dict(kwargs)))[0].device
     args, kwargs = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, dict(kwargs)))
     empty: Tensor = func(*args, **kwargs)
     return torch.empty_strided(empty.shape, empty.stride(), dtype=empty.dtype, device=device).zero_()
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """All tensors of nested lists, tuples and dicts."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 class Restart(Exception):

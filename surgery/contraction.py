@@ -16,7 +16,7 @@ from surgery.observed import State
 from surgery.rules import CannotFollow, Rule, meet, rows
 
 if TYPE_CHECKING:
-    from surgery.observe import Call
+    from surgery.call import Call
 
 
 def contract(call: "Call", terms: list[str], out: str, operands: list[Any]) -> Tensor:

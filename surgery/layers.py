@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from surgery.names import NEUTRAL, dense, varying
+from surgery.names import NEUTRAL, dense, everywhere, varying
 from surgery.rules import CannotFollow, Rule, rows, tie_along
 
 if TYPE_CHECKING:
-    from surgery.observe import Call
+    from surgery.call import Call
 
 
 def convolution(call: "Call", x: Tensor, weight: Any, bias: Any = None, *rest: Any) -> Tensor:
@@ -157,7 +157,7 @@ def recurrent(call: "Call", x: Tensor, hidden: Any, weights: list[Any], biased: 
     results = call.result if isinstance(call.result, tuple | list) else [call.result]
     hidden_name = call.names.fresh(1)
     call.names.pin(hidden_name, reason)
-    return [hidden_name.view([1] * t.dim()).expand(t.shape) for t in results]
+    return [everywhere(hidden_name, t.shape) for t in results]
 
 
 def _groups(call: "Call", rest: tuple[Any, ...]) -> int:

@@ -75,6 +75,11 @@ class Names:
         return found
 
 
+def everywhere(name: int | Tensor, shape: Sequence[int]) -> Tensor:
+    """A names tensor of `shape` with one name in every place."""
+    return torch.as_tensor(name).view([1] * len(shape)).expand(tuple(shape))
+
+
 def dense(names: Tensor) -> Tensor:
     """`names` without its expanded axes: each becomes size 1, no element is lost."""
     return shortened(names, [axis for axis, stride in enumerate(names.stride()) if stride == 0])

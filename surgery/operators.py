@@ -11,11 +11,11 @@ from torch import Tensor
 
 from surgery.contraction import CONTRACTION_RULES, CONTRACTIONS
 from surgery.layers import LAYER_RULES, LAYERS
-from surgery.names import NEUTRAL, dense, together, varying
+from surgery.names import NEUTRAL, dense, everywhere, together, varying
 from surgery.rules import CannotFollow, Rule, elementwise, join, rows, tie_along
 
 if TYPE_CHECKING:
-    from surgery.observe import Call
+    from surgery.call import Call
 
 __all__ = ["RULES", "WEIGHTED", "CannotFollow"]
 
@@ -320,7 +320,7 @@ def like(call: "Call", x: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 def constant(call: "Call", *_: Any, **__: Any) -> list[Tensor]:
-    return [torch.full([1] * t.dim(), NEUTRAL).expand(t.shape) for t in _results(call)]
+    return [everywhere(NEUTRAL, t.shape) for t in _results(call)]
 
 
 def nothing(call: "Call", *_: Any, **__: Any) -> list[Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surgery.capture import ExampleInputs, evaluating
+from surgery.capture import ExampleInputs, evaluating, tensors_in
 from surgery.check import check_equal, compare, run
 from surgery.cut import copied, cut_to, mask_
 from surgery.errors import BadKeep, NotEqual, SurgeryError
@@ -189,7 +189,7 @@ def _compare_boxed(masked: list[tuple[str, Tensor]], small: list[tuple[str, Tens
 
 
 def _shapes(output: object) -> list[torch.Size]:
-    return [leaf.shape for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [tensor.shape for tensor in tensors_in(output)]
 
 
 def perturb_(model: nn.Module, graph: ChannelGraph, alive: Mapping[AxisKey, Tensor] | None = None) -> None:

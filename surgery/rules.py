@@ -9,7 +9,7 @@ from torch import Tensor
 from surgery.names import NEUTRAL, dense, together, varying
 
 if TYPE_CHECKING:
-    from surgery.observe import Call
+    from surgery.call import Call
 
 Rule = Callable[..., Any]
 
