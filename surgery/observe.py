@@ -12,7 +12,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgery.call import Call
 from surgery.capture import (
-    ExampleInputs, Listener, Restart, as_call, listen, source_line, tensors_in, zeros_as_from,
+    ExampleInputs,
+    Listener,
+    Restart,
+    as_call,
+    listen,
+    source_line,
+    tensors_in,
+    zeros_as_from,
 )
 from surgery.errors import CaptureFailed
 from surgery.names import NEUTRAL, compact, dense, everywhere
