@@ -223,8 +223,8 @@ class Call:
         spelled = sizes or (-1,) * names.dim()
         key = f"{self.name} at {source_line()}"
         text = f"{self.name} at {self.where} {text}"
-        constants = tuple(self.constants()) if of_values else ()
-        self._seen.doubts.append(Doubt(key, text, names, spelled, self.owner, of_values, constants))
+        constants, given = (tuple(self.constants()), ()) if of_values else ((), tuple(self._run.given[self.owner]))
+        self._seen.doubts.append(Doubt(key, text, names, spelled, self.owner, of_values, constants, given))
 
     def constants(self) -> list[Tensor]:
         """Numbers among the operands, and tensors in which no channel has a part; as float64 copies."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surgery.names import NEUTRAL, Names, along, relabelled, varying
+from surgery.names import NEUTRAL, Names, along, relabelled, varying, width
 from surgery.observed import Axis, Doubt, Observed
 from surgery.units import AxisKey
 
@@ -19,15 +19,16 @@ class Supposition:
     Where a view splits the channels over several axes, a cut network can only be shorter along one of them: the
     `rank`-th, largest first, unless ties from elsewhere leave a single one. Attributes of the module of the same value
     as a size that the line spells out are taken for that size, and follow the cut: the "first" integer, or all
-    "integers", or also "lists" of some, or "nothing". By coincidence a head is as wide as there are heads, or a kernel:
-    so one after the other.
+    "integers", or also "lists" of some, or the first beside the width of an "input" of the module, which then has to
+    lose the same positions, or "nothing". By coincidence a head is as wide as there are heads, or a kernel: so one
+    after the other.
     """
 
     rank: int = 0
     remembered: str = "first"
 
     def next(self) -> "Supposition":
-        after = {"first": "integers", "integers": "lists", "lists": "nothing"}.get(self.remembered)
+        after = {"first": "integers", "integers": "lists", "lists": "input", "input": "nothing"}.get(self.remembered)
         return Supposition(self.rank, after) if after else Supposition(self.rank + 1)
 
 
@@ -62,10 +63,12 @@ def settle(
         before = len(names.edges)
         for doubt in seen.doubts:
             classes = relabelled(label, doubt.names)
-            axes = varying(classes)
+            axes, supposition = varying(classes), suppositions.get(doubt.key, Supposition())
+            names.at = doubt.text
+            if supposition.remembered == "input":
+                _tie_to_input(names, label, doubt)
             if len(axes) > 1:
-                rank = suppositions.get(doubt.key, Supposition()).rank
-                names.at = doubt.text
+                rank = supposition.rank
                 order = sorted(axes, key=lambda axis: (-doubt.names.shape[axis], -axis))
                 for axis in order:
                     if axis != order[min(rank, len(order) - 1)]:
@@ -73,6 +76,16 @@ def settle(
         if len(names.edges) == before:
             return Settled(names, label, _sizes(seen, model, label, suppositions))
         label = names.classes()
+
+
+def _tie_to_input(names: Names, label: Tensor, doubt: Doubt) -> None:
+    """The width that came in and the one of equal length that the line spells out lose the same positions."""
+    result = width(doubt.names)
+    if result is None or len(result) not in doubt.sizes:
+        return
+    for given in doubt.given:
+        if len(given) == len(result) and not torch.equal(relabelled(label, given), relabelled(label, result)):
+            names.tie(given, result)
 
 
 def ranks(doubt: Doubt) -> int:
@@ -95,7 +108,7 @@ def _sizes(
             number = doubt.sizes[axis]
             vector = along(classes, axis)
             known_as = _attributes(model.get_submodule(doubt.owner), number, lists=remembered == "lists")
-            for attribute in itertools.islice(known_as, 1 if remembered == "first" else None):
+            for attribute in itertools.islice(known_as, 1 if remembered in ("first", "input") else None):
                 key = (f"{doubt.owner}.{attribute}", 0)
                 known = found.setdefault(key, Axis("size", vector))
                 if key in seen.axes or not torch.equal(known.names, vector):

@@ -138,6 +138,12 @@ def along(names: Tensor, axis: int) -> Tensor:
     return names.reshape(-1)
 
 
+def width(names: Tensor) -> Tensor | None:
+    """The names along the only axis on which they vary, shape (channels,); None if there is no such axis."""
+    axes = varying(names)
+    return along(names, axes[0]) if len(axes) == 1 else None
+
+
 def varying(names: Tensor) -> list[int]:
     """The axes along which `names` is not constant."""
     small, axes = dense(names), []

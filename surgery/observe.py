@@ -22,7 +22,7 @@ from surgery.capture import (
     zeros_as_from,
 )
 from surgery.errors import CaptureFailed
-from surgery.names import NEUTRAL, compact, dense, everywhere
+from surgery.names import NEUTRAL, compact, dense, everywhere, width
 from surgery.observed import Node, Observed, State
 
 COSTLY = {
@@ -73,6 +73,7 @@ class Run(Listener):
         self.known: Any = WeakTensorKeyDictionary()
         self.node_of: Any = WeakTensorKeyDictionary()
         self.used: set[str] = set()
+        self.given: dict[str, list[Tensor]] = {}
         args, kwargs = as_call(example_inputs)
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()]
         self.batch = tensors[0].shape[0] if tensors else 1
@@ -148,6 +149,7 @@ class Run(Listener):
         return len(self.seen.nodes) - 1
 
     def entered(self, arguments: Any) -> None:
+        self.given[self.module] = [w for t in tensors_in(arguments) if (w := width(self.names_of(t))) is not None]
         if self.module in self.boxes:
             self._pin(arguments, self.boxes[self.module])
 

@@ -37,7 +37,8 @@ class Doubt:
     `key` is the operator with its line of code, the same in every block that runs this line; `names` those of the
     result; `sizes` what was spelled out per axis of the result (-1: left open) by the code of the module `owner`.
     A doubt `of_values` is about the numbers `constants` that the channels meet, for they may belong to the width; each
-    broadcasts to the result. All other doubts are about shapes and places.
+    broadcasts to the result. All other doubts are about shapes and places; `given` are the widths, as names of shape
+    (channels,), that came into `owner`: a number that the code spells out may have been read off one of them.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Doubt:
     owner: str
     of_values: bool = False
     constants: tuple[Tensor, ...] = ()
+    given: tuple[Tensor, ...] = ()
 
 
 @dataclass

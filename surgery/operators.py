@@ -257,8 +257,7 @@ def spatial(call: "Call", x: Tensor, *_: Any, **__: Any) -> Any:
     axes = [a for a in range(x.dim()) if x.shape[a] != call.shape[a]] if len(call.shape) == x.dim() else []
     rank = int(call.name.split("pool")[-1][:1]) if "pool" in call.name else len(axes)
     mixed = set(range(x.dim() - rank, x.dim())) | set(axes)
-    if mixed & set(varying(x)):
-        raise CannotFollow("mixes channels that differ along a pooled axis")
+    tie_along(call, x, mixed, "pools or resizes")
     for axis in mixed:
         x = x.narrow(axis, 0, 1)
     return x.expand(call.shape)

@@ -700,6 +700,47 @@ class ScaleByNumber(Net):
         return 1 - (x * 0.3 + 2) / 5
 
 
+class ResizedPositions(nn.Module):
+    """Learnt positions on a grid of another size, as in vision transformers that take images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 5)
+        self.position = nn.Parameter(torch.randn(1, 3, 3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        grid = F.interpolate(self.position.permute(0, 3, 1, 2), y.shape[2:], mode="bilinear")
+        return self.head((y + grid).relu().mean((2, 3)))
+
+
+class WidthOfTheInput(nn.Module):
+    """Attention that gives its result the shape of what came in, and counts its heads in a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mlp, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.attend = _WidthOfTheInput()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x).flatten(2).transpose(1, 2)
+        y = y + self.attend(y)
+        return self.head((y + self.mlp(y).relu()).mean(1))
+
+
+class _WidthOfTheInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.scale = 4, 2**-0.5
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        weights = (self.scale * q @ k.transpose(-2, -1)).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(n, t, c))
+
+
 class TinyHead(Net):
     """A number computed from the width, before a head so small that no output shows it."""
 
@@ -970,6 +1011,8 @@ ZOO: dict[str, Case] = {
     "sum_of_heads": Case(SumOfHeads, (2, 3, 8, 8), free=("stem.0",)),
     "scale_by_width": Case(ScaleByWidth, (2, 3, 8, 8), pinned="meets the number 0.353"),
     "scale_by_index": Case(ScaleByIndex, (2, 3, 8, 8), pinned="constant"),
+    "resized_positions": Case(ResizedPositions, (2, 3, 8, 8), free=("embed",)),
+    "width_of_the_input": Case(WidthOfTheInput, (2, 3, 8, 8), free=("embed",)),
     "tiny_head": Case(TinyHead, (2, 3, 8, 8), free=("stem.0",), pinned="meets the number 0.35"),
     "ramp_of_width": Case(RampOfWidth, (2, 3, 8, 8), pinned="is another one after a cut"),
     "whitening": Case(Whitening, (2, 3, 8, 8), free=("stem.0",), pinned="matmul"),
