@@ -1,6 +1,7 @@
 """`trace`: from a network to its channel graph, proven on a network that was really cut."""
 
 import functools
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,11 @@ from surgery.units import AxisKey, build, resolve
 
 FINDERS = ("names", "torch-pruning")
 ROUNDS = 40
-"""Cut networks are tried out at most this often before a trace is given up."""
+"""So often is something else supposed before a trace is given up."""
+CUTS = 200
+"""So many networks are cut to try out what is supposed; then all lines that are still in doubt are pinned."""
+SECONDS = 600.0
+"""A search that takes longer is given up."""
 
 
 def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "names") -> ChannelGraph:
@@ -68,11 +73,18 @@ class _Search:
             self.limit[doubt.key] = max(self.limit.get(doubt.key, 1), ranks(doubt))
 
     def run(self) -> ChannelGraph:
+        deadline = time.monotonic() + SECONDS
         for _ in range(ROUNDS):
             attempt = self._attempt()
             failure = self._disproof(attempt, attempt.doubted)
             if failure is None:
                 return _with_branches(attempt.graph, self.seen)
+            if time.monotonic() > deadline:
+                break
+            if self.proof.cuts > CUTS:
+                rest = {doubt.key for doubt in self.seen.doubts} - self.pins.keys()
+                self.pins |= dict.fromkeys(rest, f"nothing was proven in {CUTS} cuts")
+                continue
             blamed = self._blame(attempt, failure)
             for keys, found in blamed.items():
                 self._reconsider(keys, found)

@@ -1,6 +1,6 @@
 """The proof of a graph: units are really cut out, and what is left must read the same names and compute the same."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,8 @@ class Proof:
     """Cuts of `model` against what was `seen` of it."""
 
     def __init__(self, model: nn.Module, example: ExampleInputs, seen: Observed) -> None:
-        self.model, self.example, self.seen = model, example, seen
+        self.model, self.example, self.seen, self.cuts = model, example, seen, 0
+        self.bland = _bland(model)
         self.label = seen.names.classes()
         if seen.boxed:  # what decides by values may go another way, and treat what may not change in another
             pinned = torch.cat([self.label[names] for names, _ in seen.names.pins])
@@ -70,6 +71,7 @@ class Proof:
 
     def _misread(self, trial: _Trial, small: nn.Module) -> Failure | None:
         """Does the cut network run, read the names that the dense one did, and compute with the same constants?"""
+        self.cuts += 1
         try:
             with twinned(small):
                 again = observe(small, self.example, self.seen)
@@ -138,12 +140,12 @@ class Proof:
 
     def _small(self, trial: _Trial) -> nn.Module:
         small = cut_to(self.model, trial.graph, trial.alive)
-        perturb_(small, trial.graph, trial.alive)
+        _perturb_(small, self.bland, trial.graph.shapes, trial.alive)
         return small
 
     def _masked(self, trial: _Trial) -> nn.Module:
         masked = copied(self.model)
-        perturb_(masked, trial.graph)
+        _perturb_(masked, self.bland, trial.graph.shapes)
         mask_(masked, trial.graph, trial.keep)
         return masked
 
@@ -192,24 +194,38 @@ def _shapes(output: object) -> list[torch.Size]:
     return [tensor.shape for tensor in tensors_in(output)]
 
 
-def perturb_(model: nn.Module, graph: ChannelGraph, alive: Mapping[AxisKey, Tensor] | None = None) -> None:
-    """Add noise to the weights, of the order that they are initialised with: a head of zeros would hide errors.
+def _scale(shape: torch.Size) -> float:
+    """The order that weights of this shape are initialised with."""
+    return 0.3 if len(shape) == 1 else shape[1:].numel() ** -0.5
+
+
+def _bland(model: nn.Module) -> set[str]:
+    """Weights that hardly vary, such as a head of zeros or a scale of 1e-6: they would hide errors."""
+    return {
+        name for name, p in model.named_parameters()
+        if p.is_floating_point() and p.numel() > 1 and p.detach().float().std() < 1e-3 * _scale(p.shape)
+    }
+
+
+def _perturb_(
+    model: nn.Module, names: Collection[str], shapes: Mapping[str, Sequence[int]],
+    alive: Mapping[AxisKey, Tensor] | None = None,
+) -> None:
+    """Add noise to the weights `names`, of rank one, for that is quickly made.
 
     What a cut left of the network, the indices `alive`, gets the noise that it would have in the dense one.
     """
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            shape = torch.Size(graph.shapes[name])
-            if parameter.is_floating_point() and shape.numel() > 1:
-                factors = [torch.ones(1, dtype=parameter.dtype)] * 2
-                for axis, n in enumerate(shape[:2]):  # of rank one, for that is quickly made
-                    factor = torch.rand(n, generator=generator).mul_(2).sub_(1)
-                    flags = (alive or {}).get((name, axis))
-                    view = [-1 if a == axis else 1 for a in range(len(shape))]
-                    factors[axis] = (factor if flags is None else factor[flags]).view(view).to(parameter)
-                scale = 0.3 if len(shape) == 1 else shape[1:].numel() ** -0.5
-                parameter.addcmul_(*factors, value=scale)
+    for name in sorted(names):
+        parameter, shape = model.get_parameter(name), torch.Size(shapes[name])
+        factors = [torch.ones(1).to(parameter)] * 2
+        for axis, n in enumerate(shape[:2]):
+            factor = torch.rand(n, generator=generator).mul_(2).sub_(1)
+            flags = (alive or {}).get((name, axis))
+            view = [-1 if a == axis else 1 for a in range(len(shape))]
+            factors[axis] = (factor if flags is None else factor[flags]).view(view).to(parameter)
+        with torch.no_grad():
+            parameter.addcmul_(*factors, value=_scale(shape))
 
 
 def _by_line(doubts: Iterable[Doubt]) -> dict[str, list[Doubt]]:

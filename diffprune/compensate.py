@@ -1,0 +1,83 @@
+"""After a cut: the layers of the small network fitted to what they gave in the dense one, by least squares."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from diffprune.readings import linear_layers, listening, rows_given, rows_read
+from surgery import ChannelGraph, evaluating
+
+RIDGE = 0.01
+"""Pull towards the old weights, as a share of the mean variance of what a layer reads."""
+
+
+def compensate_(
+    small: nn.Module, parent: nn.Module, graph: ChannelGraph, keep: Mapping[str, Tensor], x: Tensor
+) -> None:
+    """Fit the weights of a cut network, layer by layer in the order of its forward, without labels or gradients.
+
+        W = W0 + (Y - A W0)^T A (A^T A + l I)^-1       l = RIDGE * mean of the diagonal of A^T A
+
+    A is what a layer of the cut network reads at sampled places of the images `x`, of shape (N, ...), Y what the same
+    layer gives in `parent` there; both are centred, since a bias or the next normalisation takes the mean. All happens
+    in one forward of each network: when a layer of the cut one runs, those before it are fitted already, and its
+    BatchNorm statistics are those of `x`. Plain linear layers and convolutions of one group are fitted; others, and
+    frozen ones, stay.
+
+    Source: optimal brain surgeon in closed form for layers (Dong, Chen, Pan 2017, arXiv 1705.07565; structured in
+    ZipLM, Kurtic et al. 2023, arXiv 2302.04089).
+    """
+    layers = linear_layers(small, [layer.weight for layer in graph.layers])
+    layers = {name: layer for name, layer in layers.items() if small.get_parameter(name).requires_grad}
+    alive = graph.checked(keep)[1]
+    wanted: dict[str, list[Tensor]] = {}
+
+    def remember(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        rows = rows_given(name, layer, outputs)
+        kept = alive.get((name, 0))
+        wanted.setdefault(name, []).append(rows if kept is None else rows[:, kept.to(rows.device)])
+
+    with torch.no_grad(), evaluating(parent), listening(linear_layers(parent, layers), remember):
+        parent(x)
+
+    def fit(layer: nn.Module, name: str, inputs: Tensor) -> None:
+        if len(wanted.get(name, [])) == 1:  # a layer that runs twice has two targets
+            _fit_(layer, rows_read(name, layer, inputs), wanted.pop(name)[0])
+
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, args, name=name: fit(layer, name, args[0]))
+        for name, layer in layers.items()
+    ]
+    norms = [m for m in small.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with torch.no_grad(), evaluating(small):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.train()
+            small(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for handle in handles:
+            handle.remove()
+
+
+def _fit_(layer: nn.Module, read: Tensor, wanted: Tensor) -> None:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    read, wanted, old = read.double(), wanted.double(), weight.flatten(1).double()
+    mean, target = read.mean(0), wanted.mean(0)
+    read, wanted = read - mean, wanted - target
+    missing, ridge = wanted - read @ old.T, RIDGE * read.square().sum().clamp_min(1e-12) / read.shape[1]
+    if len(read) > read.shape[1]:
+        step = torch.linalg.solve(read.T @ read + ridge * torch.eye(read.shape[1]).to(read), read.T @ missing)
+    else:  # the same by the smaller matrix
+        step = read.T @ torch.linalg.solve(read @ read.T + ridge * torch.eye(len(read)).to(read), missing)
+    new = old + step.T
+    weight.copy_(new.view_as(weight))
+    if bias is not None:
+        bias.copy_(target - new @ mean)

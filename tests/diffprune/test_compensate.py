@@ -1,0 +1,112 @@
+"""Layers fitted after a cut: the closed form, what it is for, and what it leaves alone."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from zoo import ZOO, randomised
+
+import surgery
+from diffprune.compensate import RIDGE, compensate_
+from diffprune.readings import PLACES, rows_given, rows_read
+from surgery import check_equal
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, (3, 2), stride=(2, 1), dilation=(1, 2), padding=(0, 1)),
+        nn.Conv2d(3, 4, 1, stride=2), nn.Linear(3, 4),
+    ],
+)
+@pytest.mark.parametrize("side", [5, 13])
+def test_what_is_read_gives_what_is_given(layer: nn.Module, side: int) -> None:
+    x = torch.randn(3, 3, side, side, generator=GENERATOR)
+    x = x if isinstance(layer, nn.Conv2d) else x.permute(0, 2, 3, 1)
+    with torch.no_grad():
+        y = layer(x)
+        read, given = rows_read("name", layer, x), rows_given("name", layer, y)
+        places = y.numel() // 4 if y.numel() // 4 <= 3 * PLACES or isinstance(layer, nn.Conv2d) else 3 * PLACES
+        assert len(read) == len(given) == min(places, 3 * min(PLACES, y.numel() // 12))
+        assert torch.allclose(F.linear(read, layer.weight.flatten(1), layer.bias), given, atol=1e-5)
+
+
+def chain() -> tuple[nn.Module, Tensor]:
+    """A width in which every channel is a mixture of a few: most of it can go without loss."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 1)).double()
+    return model.eval(), torch.randn(64, 3, 6, 6, dtype=torch.float64)
+
+
+def error(model: nn.Module, small: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return float((model(x) - small(x)).square().mean() / model(x).var())
+
+
+def test_what_the_rest_can_make_up_for_is_made_up_for() -> None:
+    model, x = chain()
+    graph = surgery.trace(model, x)
+    keep = {"0": torch.arange(8) < 4}  # 3 channels and a bias span all eight
+    small = surgery.cut(model, graph, keep)
+    before = error(model, small, x)
+    compensate_(small, model, graph, keep, x)
+    assert error(model, small, x) < before / 20
+
+
+def test_the_fit_is_the_closed_form_of_ridge_regression() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).double().eval(), torch.randn(30, 4, dtype=torch.float64)
+    graph = surgery.trace(model, x)
+    keep = {"0": torch.tensor([True, False, True, True, False, True])}
+    small = surgery.cut(model, graph, keep)
+    old = small[1].weight.detach().clone()
+    with torch.no_grad():
+        read, wanted = small[0](x), model(x)
+    compensate_(small, model, graph, keep, x)
+    centred, target = read - read.mean(0), wanted - wanted.mean(0)
+    gram = centred.T @ centred
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(4, dtype=torch.float64)
+    expected = torch.linalg.solve(gram + ridge, centred.T @ target + ridge @ old.T).T
+    assert torch.allclose(small[1].weight, expected, atol=1e-10)
+    with torch.no_grad():
+        assert torch.allclose(small(x).mean(0), wanted.mean(0))
+
+
+def test_with_fewer_places_than_inputs_the_same_is_solved() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 3)).double().eval()
+    few, many = torch.randn(10, 4, dtype=torch.float64), None
+    graph = surgery.trace(model, few)
+    keep = {"0": torch.arange(40) < 30}
+    small = surgery.cut(model, graph, keep)
+    many = copy.deepcopy(small)
+    compensate_(small, model, graph, keep, few)
+    compensate_(many, model, graph, keep, few.repeat(5, 1))  # the same problem, with more rows than inputs
+    assert torch.allclose(small[1].weight, many[1].weight, atol=1e-8)
+
+
+def test_a_network_that_lost_nothing_stays_what_it_is() -> None:
+    model, x = chain()
+    graph = surgery.trace(model, x)
+    small = surgery.cut(model, graph, {})
+    compensate_(small, model, graph, {}, x)
+    assert check_equal(model, small, x) < 1e-9
+
+
+def test_frozen_layers_shared_ones_and_modes_stay() -> None:
+    model = randomised(ZOO["shared_module"].build()).double()
+    x = ZOO["shared_module"].example(batch=16)
+    graph = surgery.trace(model, x)
+    keep = {group.name: torch.arange(group.units) < group.units // 2 for group in graph.groups}
+    small = surgery.cut(model, graph, keep).train()
+    small.head.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    compensate_(small, model, graph, keep, x)
+    changed = {name for name, value in small.state_dict().items() if not torch.equal(value, before[name])}
+    assert small.training
+    assert not changed & {"head.weight", "a.weight"}
+    assert changed
