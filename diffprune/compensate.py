@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from diffprune.errors import BadData
 from diffprune.readings import linear_layers, listening, rows_given, rows_read
 from surgery import ChannelGraph, evaluating
 
@@ -26,6 +27,8 @@ def compensate_(
     BatchNorm statistics are those of `x`. Plain linear layers and convolutions of one group are fitted; others, and
     frozen ones, stay.
 
+    Raises BadData for values that are not finite.
+
     Source: optimal brain surgeon in closed form for layers (Dong, Chen, Pan 2017, arXiv 1705.07565; structured in
     ZipLM, Kurtic et al. 2023, arXiv 2302.04089).
     """
@@ -44,7 +47,15 @@ def compensate_(
 
     def fit(layer: nn.Module, name: str, inputs: Tensor) -> None:
         if len(wanted.get(name, [])) == 1:  # a layer that runs twice has two targets
-            _fit_(layer, rows_read(name, layer, inputs), wanted.pop(name)[0])
+            read, given = rows_read(name, layer, inputs), wanted.pop(name)[0]
+            if not (read.isfinite().all() and given.isfinite().all()):
+                raise BadData(
+                    "the images give values that are not finite",
+                    at=f"fitting {name.removesuffix('.weight')} after the cut",
+                    effect="the run was stopped",
+                    fix="look for values that are not finite in the data",
+                )
+            _fit_(layer, read, given)
 
     handles = [
         layer.register_forward_pre_hook(lambda layer, args, name=name: fit(layer, name, args[0]))

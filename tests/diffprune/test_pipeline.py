@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import surgery
 from diffprune import Budget, HardConcrete, Recipe, Result, compress
 from diffprune.budget import land
+from diffprune.compensate import compensate_
 from diffprune.errors import BadBudget, BadData, BudgetUnreachable, NothingToCut, TrainingDiverged
 from diffprune.score import contribution, per_cost
 from diffprune.training import endless, fit_
@@ -205,7 +206,7 @@ def test_the_seed_decides(parent: nn.Module, val: Batches) -> None:
     assert not same(first, run(2))
 
 
-def test_no_epochs_select_by_contribution_and_recalibrate(parent: nn.Module, train: Batches, val: Batches) -> None:
+def test_no_epochs_select_by_contribution_fit_and_recalibrate(parent: nn.Module, train: Batches, val: Batches) -> None:
     model = compress(parent, train, val, budget=Budget(macs=0.5), epochs=0)
     report = check(model, parent, val)
     assert report["training"]["steps"] == report["training"]["search_steps"] == 0
@@ -215,8 +216,11 @@ def test_no_epochs_select_by_contribution_and_recalibrate(parent: nn.Module, tra
     best = land(Budget(macs=0.5), size, per_cost(contribution(parent, graph, train[0][0]), Budget(macs=0.5), size))
     assert torch.equal(surgery.SizeModel(graph).flat(model.keep), best.flat)
     kept = model.keep["a"].nonzero().squeeze(1)
-    source = parent.get_parameter("a.weight")[kept][:, model.keep["stem.0"]]
-    assert torch.equal(model.model.get_parameter("a.weight"), source)
+    small = surgery.cut(parent, graph, model.keep)
+    source = small.get_parameter("a.weight").clone()
+    compensate_(small, parent, graph, model.keep, torch.cat([x for x, _ in train]))
+    assert not torch.equal(small.get_parameter("a.weight"), source)
+    assert torch.allclose(model.model.get_parameter("a.weight"), small.get_parameter("a.weight"), atol=1e-5)
     assert not torch.equal(model.model.get_buffer("norm.running_mean"), parent.get_buffer("norm.running_mean")[kept])
 
 
@@ -329,14 +333,15 @@ class Spoiled:
     [
         (0, BadData, "computes values that are not finite"),
         (1, TrainingDiverged, "the loss is nan at step 0 of the search phase"),
-        (2, BadData, "statistics .* not finite"),
-        (3, TrainingDiverged, "the loss is nan at step 8 of the recover phase"),
+        (2, BadData, "the images give values that are not finite"),
+        (3, BadData, "statistics .* not finite"),
+        (4, TrainingDiverged, "the loss is nan at step 8 of the recover phase"),
     ],
 )
 def test_data_that_is_no_number_stops_the_run(
     parent: nn.Module, train: Batches, val: Batches, at: int, error: type[Exception], words: str
 ) -> None:
-    """Read for the first epoch, for the statistics after the cut, for the second epoch."""
+    """Read for the first epoch, for the fit and for the statistics after the cut, for the second epoch."""
     with pytest.raises(error, match=words):
         compress(parent, Spoiled(train, at), val, budget=Budget(macs=0.5), epochs=2, example_inputs=train[0][0])
 
