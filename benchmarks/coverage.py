@@ -66,7 +66,7 @@ def measure(cell: Cell) -> Cell:
         traceback.print_exc()
         found["failure"] = f"{type(error).__name__}: {error}"
     gc.collect()  # exported programs hold cycles, and the next network may need all memory
-    found["seconds"] = time.perf_counter() - started
+    found["seconds"], found["threads"] = time.perf_counter() - started, torch.get_num_threads()
     print(cell["model"], found, flush=True)
     return found
 
@@ -206,6 +206,7 @@ def document(machine: Cell, results: list[Cell]) -> str:
     """docs/coverage.md: every stored row, in the order of NAMES."""
     failed = sum("failure" in result for result in results)
     seconds = sum(result["seconds"] for result in results)
+    threads = " or ".join(map(str, sorted({result["threads"] for result in results})))
     return f"""# Coverage of torchvision
 
 {len(results)} of torchvision's {len(NAMES)} classifiers and semantic segmentation networks, {failed} of which failed:
@@ -224,8 +225,8 @@ to the largest output, of the cut against the masked network and of the ONNX fil
 {table(results)}
 
 Measured in {seconds / 60:.0f} minutes on {machine["cpu"]}, {machine["cores"]:g} cores, torch {machine["torch"]} with
-{machine["torch_threads"]} of them, onnxruntime {machine["onnxruntime"]}. Raw results, with the reasons of what is
-pinned, are in `benchmarks/results/coverage.json`.
+{threads} threads, onnxruntime {machine["onnxruntime"]}; seconds are those of a machine that did other work too. Raw
+results, with the reasons of what is pinned, are in `benchmarks/results/coverage.json`.
 """
 
 
