@@ -133,6 +133,7 @@ class Run(Listener):
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         call = Call(self, func, args, kwargs, result)
+        self.seen.mutated |= call.mutable
         sources = [self.node_of[t] for t in tensors_in((args, dict(kwargs))) if t in self.node_of]
         if sources:
             call.node = self._node(sources)

@@ -64,7 +64,8 @@ class Observed:
     """Everything a run saw. `axes` counts sizes that modules remember as tensors of one axis.
 
     `nodes` are the operators in order, `ends` those that give the model's outputs. `boxed` are the values that black
-    boxes got from the modules that they call, with the names of these. `computed`: the run depends on values.
+    boxes got from the modules that they call, with the names of these. `computed`: the run depends on values;
+    `mutated`: it writes into tensors in place.
     """
 
     names: Names = field(default_factory=Names)
@@ -80,4 +81,5 @@ class Observed:
     ends: list[int] = field(default_factory=list)
     boxed: list[tuple[str, Tensor]] = field(default_factory=list)
     computed: bool = False
+    mutated: bool = False
     unseen: list[str] = field(default_factory=list)

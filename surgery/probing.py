@@ -10,21 +10,27 @@ from torch import Tensor
 def random(units: Mapping[str, int]) -> dict[str, Tensor]:
     """A keep without a random fifth to half of each group, at least one unit; of one unit nothing is left.
 
-    The first unit (of three or more) and the middle one always go: halves, even places, and constants that count from
+    The middle unit always goes, of six or more the first one too: halves, even places, and constants that count from
     the first or from the last channel are then other ones. Of four or more one more goes in every other group, so that
-    two that should be one do not lose equally many.
+    two that should be one do not lose equally many. Two units stay where they can: a width of one hides places.
     """
     keep = {}
     for index, (name, count) in enumerate(units.items()):
         generator = torch.Generator().manual_seed(index)
         share = 0.2 + 0.3 * torch.rand((), generator=generator).item()
-        order = torch.randperm(count, generator=generator)
+        surely = {count // 2} | ({0} if count > 5 else set())
+        if count > 3 and index % 2 == 0:
+            surely.add(0 if 0 not in surely else count - 1)
+        others = [i for i in torch.randperm(count, generator=generator).tolist() if i not in surely]
+        closed = [*surely, *others[: max(0, min(int(share * count) - 1, count - 2 - len(surely)))]]
         keep[name] = torch.ones(count, dtype=torch.bool)
-        keep[name][order[: max(0, int(share * count) - 1)]] = False
-        keep[name][count // 2] = False
-        keep[name][0] &= count < 3
-        keep[name][-1] &= count < 4 or index % 2 == 1
+        keep[name][closed] = False
     return keep
+
+
+def without_first(units: Mapping[str, int]) -> dict[str, Tensor]:
+    """A keep without the first units of every group, an odd number above one where it can."""
+    return {name: torch.arange(count) >= max(1, min(3, count - 2)) for name, count in units.items()}
 
 
 def lopsided(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> Iterator[dict[str, Tensor]]:

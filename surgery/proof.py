@@ -14,7 +14,7 @@ from surgery.graph import ChannelGraph
 from surgery.names import NEUTRAL, dense, distinct, relabelled
 from surgery.observe import observe
 from surgery.observed import Doubt, Observed
-from surgery.probing import lopsided, random
+from surgery.probing import lopsided, random, without_first
 from surgery.twins import twinned
 from surgery.units import AxisKey
 
@@ -62,9 +62,13 @@ class Proof:
         units = {name: graph.by_name[name].units for name in names}
         if not units:
             return None
-        for keep in lopsided(units, meetings):
+        for keep in (without_first(units), *lopsided(units, meetings)) if meetings else ():
             trial = _trial(graph, keep)
             failure = self._misread(trial, cut_to(self.model, graph, trial.alive, hollow=not self.seen.computed))
+            if failure:
+                return failure
+        if meetings and self.seen.mutated:  # what is written into a slice shows in the values only
+            failure = self._miscomputed(_trial(graph, without_first(units)))
             if failure:
                 return failure
         return self._miscomputed(_trial(graph, random(units)))

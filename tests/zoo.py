@@ -700,6 +700,17 @@ class ScaleByNumber(Net):
         return 1 - (x * 0.3 + 2) / 5
 
 
+class SqueezeExcite(Net):
+    """A gate per channel from the mean of all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.a = torchvision.ops.SqueezeExcitation(8, 4), nn.Conv2d(8, 8, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.a(self.squeeze(x))
+
+
 class ResizedPositions(nn.Module):
     """Learnt positions on a grid of another size, as in vision transformers that take images of any size."""
 
@@ -1011,6 +1022,7 @@ ZOO: dict[str, Case] = {
     "sum_of_heads": Case(SumOfHeads, (2, 3, 8, 8), free=("stem.0",)),
     "scale_by_width": Case(ScaleByWidth, (2, 3, 8, 8), pinned="meets the number 0.353"),
     "scale_by_index": Case(ScaleByIndex, (2, 3, 8, 8), pinned="constant"),
+    "squeeze_excite": Case(SqueezeExcite, (2, 3, 8, 8), free=("stem.0", "squeeze.fc1", "a")),
     "resized_positions": Case(ResizedPositions, (2, 3, 8, 8), free=("embed",)),
     "width_of_the_input": Case(WidthOfTheInput, (2, 3, 8, 8), free=("embed",)),
     "tiny_head": Case(TinyHead, (2, 3, 8, 8), free=("stem.0",), pinned="meets the number 0.35"),
