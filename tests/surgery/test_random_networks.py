@@ -8,7 +8,20 @@ import random_networks
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from random_networks import Activation, Broken, Conv, Halves, Network, Reorder, Verdict, judge, networks
+from random_networks import (
+    Activation,
+    Broken,
+    Conv,
+    Halves,
+    Network,
+    Reorder,
+    Residual,
+    Slice,
+    Twice,
+    Verdict,
+    judge,
+    networks,
+)
 from torch import Tensor
 
 from surgery import finder
@@ -58,6 +71,12 @@ def test_the_networks_of_the_faults_are_cut_as_they_should(network: Network) -> 
     verdict = judge(network)
     assert verdict.groups >= 2
     assert verdict.free >= 10
+
+
+def test_a_slice_that_is_written_hides_nothing() -> None:
+    """Found by the soak: with one unit left on either half, the constant of the slice fitted by chance."""
+    written = Halves(steps=(Slice(kind="assign"), Twice(share="bias")), via="slices")
+    judge(Network(stem=6, steps=(Residual(steps=(written,), shortcut="pad", inplace=True), CONV), head="flatten"))
 
 
 @pytest.mark.parametrize("operator", FAULTS)
