@@ -1,13 +1,14 @@
 """After a cut: the layers of the small network fitted to what they gave in the dense one, by least squares."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from diffprune.errors import BadData
 from diffprune.readings import linear_layers, listening, rows_given, rows_read
+from diffprune.recover import averaging
 from surgery import ChannelGraph, evaluating
 
 RIDGE = 0.01
@@ -57,24 +58,11 @@ def compensate_(
                 )
             _fit_(layer, read, given)
 
-    handles = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: fit(layer, name, args[0]))
-        for name, layer in layers.items()
-    ]
-    norms = [m for m in small.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    try:
-        with torch.no_grad(), evaluating(small):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None
-                norm.train()
-            small(x)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, averaging(small):
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(lambda layer, args, name=name: fit(layer, name, args[0]))
+            hooks.enter_context(hook)
+        small(x)
 
 
 def _fit_(layer: nn.Module, read: Tensor, wanted: Tensor) -> None:
@@ -85,10 +73,16 @@ def _fit_(layer: nn.Module, read: Tensor, wanted: Tensor) -> None:
     read, wanted = read - mean, wanted - target
     missing, ridge = wanted - read @ old.T, RIDGE * read.square().sum().clamp_min(1e-12) / read.shape[1]
     if len(read) > read.shape[1]:
-        step = torch.linalg.solve(read.T @ read + ridge * torch.eye(read.shape[1]).to(read), read.T @ missing)
+        step = _solved(read.T @ read, ridge, read.T @ missing)
     else:  # the same by the smaller matrix
-        step = read.T @ torch.linalg.solve(read @ read.T + ridge * torch.eye(len(read)).to(read), missing)
+        step = read.T @ _solved(read @ read.T, ridge, missing)
     new = old + step.T
     weight.copy_(new.view_as(weight))
     if bias is not None:
         bias.copy_(target - new @ mean)
+
+
+def _solved(gram: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
+    """(gram + ridge * I)^-1 right, for a positive gram, which is overwritten."""
+    gram.diagonal().add_(ridge)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(gram))

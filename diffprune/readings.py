@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -37,12 +37,10 @@ def listening(
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         return lambda layer, args, output: hear(name, layer, args[0], output)
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(hook(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def rows_read(name: str, layer: nn.Module, x: Tensor) -> Tensor:
