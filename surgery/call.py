@@ -1,7 +1,7 @@
 """One operator of a run, as its rule sees it: what comes in, what goes out, and where to note what the rule finds."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -223,17 +223,18 @@ class Call:
         spelled = sizes or (-1,) * names.dim()
         key = f"{self.name} at {source_line()}"
         text = f"{self.name} at {self.where} {text}"
-        constants, given = (tuple(self.constants()), ()) if of_values else ((), tuple(self._run.given[self.owner]))
+        constants, given = (self.constants, ()) if of_values else ((), tuple(self._run.given[self.owner]))
         self._seen.doubts.append(Doubt(key, text, names, spelled, self.owner, of_values, constants, given))
 
-    def constants(self) -> list[Tensor]:
+    @cached_property
+    def constants(self) -> tuple[Tensor, ...]:
         """Numbers among the operands, and tensors in which no channel has a part; as float64 copies."""
         leaves = torch.utils._pytree.tree_leaves((self._args, dict(self._kwargs)))
         numbers = [torch.tensor(v, dtype=torch.float64) for v in leaves if type(v) in (int, float)]
         tensors = [t for t in leaves if isinstance(t, Tensor) and t.numel() <= ELEMENT_LIMIT]
         neutral = [t for t in tensors if (dense(self._run.names_of(t)) == NEUTRAL).all()]
         constant = [t for t in neutral if id(t) not in self._run.states]
-        return numbers + [t.detach().to("cpu", torch.float64, copy=True) for t in constant]
+        return (*numbers, *(t.detach().to("cpu", torch.float64, copy=True) for t in constant))
 
     def became_python(self) -> None:
         self._run.became_python(self.raw(0), self.name)

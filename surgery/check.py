@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.capture import ExampleInputs, as_call, evaluating, own_random_state
+from surgery.capture import ExampleInputs, as_call, evaluating, own_random_state, tensors_in
 from surgery.errors import NotEqual
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -61,8 +61,7 @@ def run(model: nn.Module, example_inputs: ExampleInputs) -> Any:
 
 def _tensors(output: Any) -> tuple[list[Tensor], str]:
     """The tensors of an output, and its structure as text."""
-    leaves = torch.utils._pytree.tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], str(torch.utils._pytree.tree_map(_Leaf, output))
+    return tensors_in(output), str(torch.utils._pytree.tree_map(_Leaf, output))
 
 
 class _Leaf:

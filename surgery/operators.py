@@ -23,7 +23,7 @@ __all__ = ["RULES", "WEIGHTED", "CannotFollow"]
 def arithmetic(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
     """Element-wise with constants, which may have been computed from the number of channels."""
     result = elementwise(call, *args, **kwargs)
-    if call.constants():
+    if call.constants:
         numbers = [str(a) for a in args if isinstance(a, int | float)]
         what = f"the number {', '.join(numbers)}" if numbers else "a constant made in the forward"
         call.doubt(result, f"meets {what}", of_values=True)

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,16 +64,22 @@ class Proof:
         units = {name: graph.by_name[name].units for name in names}
         if not units:
             return None
-        for keep in (without_first(units), *lopsided(units, meetings)) if meetings else ():
-            trial = _trial(graph, keep)
-            failure = self._misread(trial, cut_to(self.model, graph, trial.alive, hollow=not self.seen.computed))
+        for keep in lopsided(units, meetings) if meetings else ():
+            failure = self._misshapen(_trial(graph, keep))
             if failure:
                 return failure
-        if meetings and self.seen.mutated:  # what is written into a slice shows in the values only
-            failure = self._miscomputed(_trial(graph, without_first(units)))
+        if meetings:  # what is written into a slice shows in the values only
+            prove = self._miscomputed if self.seen.mutated else self._misshapen
+            failure = prove(_trial(graph, without_first(units)))
             if failure:
                 return failure
         return self._miscomputed(_trial(graph, random(units)))
+
+    def _misshapen(self, trial: _Trial) -> Failure | None:
+        """`_misread` of a cut network whose weights hold no values, if none are needed."""
+        return self._misread(
+            trial, cut_to(self.model, trial.graph, trial.alive, hollow=not self.seen.computed)
+        )
 
     def _misread(self, trial: _Trial, small: nn.Module) -> Failure | None:
         """Does the cut network run, read the names that the dense one did, and compute with the same constants?"""
@@ -95,7 +103,8 @@ class Proof:
         del small  # one copy of the network at a time
         masked = self._masked(trial)
         try:
-            self._compare(self._output(masked), output)
+            same = _compare_boxed if self.seen.boxed else compare
+            same(self._output(masked), output, "surgery.trace")
         except NotEqual as error:
             text = str(error).splitlines()[0]
             shape = not self.seen.boxed and _shapes(output) != _shapes(self.seen.output)
@@ -135,11 +144,11 @@ class Proof:
             if key in before.axes:
                 living[self.label[before.axes[key].names[~flags]]] = False
         old, new = (_by_line(seen.doubts) for seen in (before, after))
+        lives = living[self.label]
         for line in old.keys() & new.keys():
-            if len(old[line]) == len(new[line]):  # another length: a width of one channel raises no doubt
-                for whole, small in zip(old[line], new[line], strict=True):
-                    if not _follow(whole, small, living[self.label]):
-                        return Failure("it is another one after a cut", of_values=True, line=line)
+            same_number = len(old[line]) == len(new[line])  # another one: a width of one channel raises no doubt
+            if same_number and not all(map(_follow, old[line], new[line], repeat(lives))):
+                return Failure("it is another one after a cut", of_values=True, line=line)
         return None
 
     def _small(self, trial: _Trial) -> nn.Module:
@@ -153,18 +162,12 @@ class Proof:
         mask_(masked, trial.graph, trial.keep)
         return masked
 
-    def _output(self, model: nn.Module) -> object:
+    def _output(self, model: nn.Module) -> Any:
         """What `model` computes; of black boxes, what they get."""
         if self.seen.boxed:
             return observe(model, self.example).boxed
         with torch.no_grad(), evaluating(model):
             return run(model, self.example)
-
-    def _compare(self, masked: object, small: object) -> None:
-        if isinstance(masked, list) and isinstance(small, list) and self.seen.boxed:
-            _compare_boxed(masked, small)
-        else:
-            compare(masked, small, "surgery.trace")
 
     def _equal_in_float64(self, masked: nn.Module, small: nn.Module) -> bool:
         """In single precision, rounding in a deep network may look like an error."""
@@ -185,13 +188,13 @@ def _trial(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> _Trial:
         return _Trial(graph, *graph.checked({name: flags for name, flags in keep.items() if len(flags) > 1}))
 
 
-def _compare_boxed(masked: list[tuple[str, Tensor]], small: list[tuple[str, Tensor]]) -> None:
+def _compare_boxed(masked: list[tuple[str, Tensor]], small: list[tuple[str, Tensor]], at: str) -> None:
     """What black boxes got, as long as both went one way, and where shapes are equal: rounding may decide."""
     both = list(zip(masked, small, strict=False))
     way = next((i for i, ((a, _), (b, _)) in enumerate(both) if a != b), len(both))
     pairs = [(a, b) for (_, a), (_, b) in both[:way] if a.shape == b.shape and a.unique().numel() > 1]
     if pairs:
-        compare([a for a, _ in pairs], [b for _, b in pairs], "surgery.trace")
+        compare([a for a, _ in pairs], [b for _, b in pairs], at)
 
 
 def _shapes(output: object) -> list[torch.Size]:
