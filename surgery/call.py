@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from surgery.capture import Restart, source_line, tensors_in
 from surgery.graph import OVER, SOURCE, Layer
-from surgery.names import NEUTRAL, dense, everywhere, varying
+from surgery.names import NEUTRAL, dense, everywhere, varying, width
 from surgery.observed import Axis, Doubt, State
 from surgery.operators import RULES, WEIGHTED, CannotFollow
 
@@ -223,8 +223,13 @@ class Call:
         spelled = sizes or (-1,) * names.dim()
         key = f"{self.name} at {source_line()}"
         text = f"{self.name} at {self.where} {text}"
-        constants, given = (self.constants, ()) if of_values else ((), tuple(self._run.given[self.owner]))
+        constants, given = (self.constants, ()) if of_values else ((), self._given_widths())
         self._seen.doubts.append(Doubt(key, text, names, spelled, self.owner, of_values, constants, given))
+
+    def _given_widths(self) -> tuple[Tensor, ...]:
+        """The widths that the module was called with, as names of shape (channels,)."""
+        widths = (width(names) for names in self._run.given[self.owner])
+        return tuple(names for names in widths if names is not None)
 
     @cached_property
     def constants(self) -> tuple[Tensor, ...]:

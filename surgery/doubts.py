@@ -60,7 +60,6 @@ def settle(
             names.pin(doubt.names, f"{doubt.text}: {pins[doubt.key]}")
     label = names.classes()
     while True:
-        before = len(names.edges)
         for doubt in seen.doubts:
             classes = relabelled(label, doubt.names)
             axes, supposition = varying(classes), suppositions.get(doubt.key, Supposition())
@@ -73,9 +72,9 @@ def settle(
                 for axis in order:
                     if axis != order[min(rank, len(order) - 1)]:
                         names.tie(doubt.names, doubt.names.narrow(axis, 0, 1))
-        if len(names.edges) == before:
+        before, label = label, names.classes()
+        if torch.equal(before, label):
             return Settled(names, label, _sizes(seen, model, label, suppositions))
-        label = names.classes()
 
 
 def _tie_to_input(names: Names, label: Tensor, doubt: Doubt) -> None:

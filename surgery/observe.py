@@ -22,7 +22,7 @@ from surgery.capture import (
     zeros_as_from,
 )
 from surgery.errors import CaptureFailed
-from surgery.names import NEUTRAL, compact, dense, everywhere, width
+from surgery.names import NEUTRAL, compact, dense, everywhere
 from surgery.observed import Node, Observed, State
 
 COSTLY = {
@@ -150,7 +150,7 @@ class Run(Listener):
         return len(self.seen.nodes) - 1
 
     def entered(self, arguments: Any) -> None:
-        self.given[self.module] = [w for t in tensors_in(arguments) if (w := width(self.names_of(t))) is not None]
+        self.given[self.module] = [self.names_of(tensor) for tensor in tensors_in(arguments)]
         if self.module in self.boxes:
             self._pin(arguments, self.boxes[self.module])
 
