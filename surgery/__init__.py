@@ -20,6 +20,7 @@ from surgery.norms import gate_norm_, norm_units, ungate_
 from surgery.optimizer import carry_optimizer_
 from surgery.size import Size, SizeModel
 from surgery.store import load, save
+from surgery.unread import unread
 
 __all__ = [
     "BadFile",
@@ -53,4 +54,5 @@ __all__ = [
     "save",
     "trace",
     "ungate_",
+    "unread",
 ]
