@@ -14,6 +14,7 @@ _HOME = {
     "Recipe": "diffprune.training",
     "Result": "diffprune.pipeline",
     "attach": "diffprune.gated",
+    "branches": "diffprune.bundles",
     "compress": "diffprune.pipeline",
 }
 __all__ = [*_HOME]

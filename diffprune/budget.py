@@ -11,7 +11,7 @@ from diffprune.errors import BadBudget, BudgetUnreachable
 from diffprune.gates import Gate
 from surgery import SizeModel
 
-TOLERANCE = 0.02
+TOLERANCE = 0.01
 """A structure this close below its budget has met it."""
 
 
@@ -96,52 +96,63 @@ def steps(size: SizeModel, round_to: int) -> list[int]:
     return [lcm(*(step(g.units, slot.positions.shape[1]) for slot in g.slots)) for g in size.graph.groups]
 
 
-def land(budget: Budget, size: SizeModel, scores: Tensor, *, round_to: int = 1) -> Landing:
+def land(
+    budget: Budget, size: SizeModel, scores: Tensor, *, round_to: int = 1, gate_of: Tensor | None = None
+) -> Landing:
     """The largest structure within the budget that keeps the best `scores`, shape (units,).
 
     Every group keeps at least one step of its width, widths are rounded up to steps by re-opening the best closed
     units, and a threshold on the scores is bisected on the true cost. What is left of the budget is then filled step
-    by step in the order of the scores. Raises BudgetUnreachable.
+    by step in the order of the scores. Units that share a gate (`gate_of`, shape (units,)) stay or go together; their
+    groups are neither rounded nor filled up, and may be closed altogether where that is possible.
+    Raises BudgetUnreachable.
     """
-    require_reachable(budget, size, round_to)
-    grid = steps(size, round_to)
-    parts = scores.detach().cpu().double().split([g.units for g in size.graph.groups])
+    require_reachable(budget, size, round_to, gate_of)
+    grid, bundled = steps(size, round_to), _bundled(size, gate_of)
+    flat = scores.detach().cpu().double()
+    parts, needed = flat.split(_units(size)), _needed(size, flat, gate_of).split(_units(size))
     order = [part.argsort(descending=True, stable=True) for part in parts]
 
     def widths(threshold: float) -> list[int]:
         asked = [max(int((part > threshold).sum()), 1) for part in parts]
         return [min(-(-n // step) * step, len(part)) for n, step, part in zip(asked, grid, parts, strict=True)]
 
-    def opened(counts: list[int]) -> Tensor:
-        flags = [torch.zeros(len(part), dtype=torch.bool) for part in parts]
-        for flag, ranked, n in zip(flags, order, counts, strict=True):
-            flag[ranked[:n]] = True
+    def opened(counts: list[int], threshold: float) -> Tensor:
+        flags = [(part > threshold) | always for part, always in zip(parts, needed, strict=True)]
+        for i, (ranked, n) in enumerate(zip(order, counts, strict=True)):
+            if not bundled[i]:
+                flags[i] = torch.zeros(len(ranked), dtype=torch.bool).index_fill(0, ranked[:n], True)
         return torch.cat(flags)
 
-    def cost(counts: list[int]) -> float:
-        return float(budget.cost(size, opened(counts).double()))
+    def cost(counts: list[int], threshold: float) -> float:
+        return float(budget.cost(size, opened(counts, threshold).double()))
 
-    levels = torch.cat(parts).unique().tolist()
+    levels = flat.unique().tolist()
     low, high = -1, len(levels) - 1  # levels[high] fits, levels[low] does not; -1 is left to _fill
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if cost(widths(levels[middle])) <= budget.share else (middle, high)
-    counts = _fill(widths(levels[high]), grid, parts, order, lambda c: cost(c) <= budget.share)
-    reached = cost(counts)
+        fits = cost(widths(levels[middle]), levels[middle]) <= budget.share
+        low, high = (low, middle) if fits else (middle, high)
+    level = levels[high]
+    loose = [i for i, together in enumerate(bundled) if not together]
+    counts = _fill(widths(level), loose, grid, parts, order, lambda c: cost(c, level) <= budget.share)
+    reached = cost(counts, level)
     short = reached < budget.share * (1 - TOLERANCE)
-    note = f"no further step of {round_to} channels fits into the rest of the budget" if short else None
-    return Landing(opened(counts), reached, note)
+    step = f"step of {round_to} channels" if loose else "bundle of units"
+    note = f"no further {step} fits into the rest of the budget" if short else None
+    return Landing(opened(counts, level), reached, note)
 
 
 def _fill(
     counts: list[int],
+    loose: list[int],
     grid: list[int],
     parts: Sequence[Tensor],
     order: list[Tensor],
     fits: Callable[[list[int]], bool],
 ) -> list[int]:
     """Add steps while any fits: best next score first, among equals where the least share of a group is kept."""
-    counts, open_groups = list(counts), set(range(len(counts)))
+    counts, open_groups = list(counts), set(loose)
     while True:
         nexts = {
             i: (float(parts[i][order[i][counts[i]]]), -counts[i] / len(parts[i]))
@@ -158,16 +169,40 @@ def _fill(
             open_groups.discard(best)
 
 
-def least_share(budget: Budget, size: SizeModel, round_to: int = 1) -> float:
+def _units(size: SizeModel) -> list[int]:
+    return [group.units for group in size.graph.groups]
+
+
+def _bundled(size: SizeModel, gate_of: Tensor | None) -> list[bool]:
+    """Per group, does one of its units share its gate?"""
+    if gate_of is None:
+        return [False] * len(size.graph.groups)
+    shared = gate_of.cpu().bincount()[gate_of.cpu()] > 1
+    return [bool(part.any()) for part in shared.split(_units(size))]
+
+
+def _needed(size: SizeModel, scores: Tensor, gate_of: Tensor | None) -> Tensor:
+    """Units, shape (units,), of bundled groups that cannot be closed altogether: those of the best gate of each."""
+    found = torch.zeros(size.units, dtype=torch.bool)
+    start = 0
+    for group, bundled in zip(size.graph.groups, _bundled(size, gate_of), strict=True):
+        if gate_of is not None and bundled and not group.droppable:
+            best = start + int(scores[start : start + group.units].argmax())
+            found |= gate_of.cpu() == gate_of[best].cpu()
+        start += group.units
+    return found
+
+
+def least_share(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> float:
     """The smallest share of the dense cost that the free channels allow, with one step of every group left."""
-    grid = zip(size.graph.groups, steps(size, round_to), strict=True)
-    flags = [torch.arange(group.units) < step for group, step in grid]
-    return float(budget.cost(size, torch.cat(flags).double()))
+    rows = zip(size.graph.groups, steps(size, round_to), _bundled(size, gate_of), strict=True)
+    flags = torch.cat([torch.arange(group.units) < step * (not bundled) for group, step, bundled in rows])
+    return float(budget.cost(size, (flags | _needed(size, flags.double(), gate_of)).double()))
 
 
-def require_reachable(budget: Budget, size: SizeModel, round_to: int = 1) -> None:
+def require_reachable(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> None:
     """Raises BudgetUnreachable."""
-    least = least_share(budget, size, round_to)
+    least = least_share(budget, size, round_to, gate_of)
     if least <= budget.share:
         return
     raise BudgetUnreachable(

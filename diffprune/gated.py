@@ -1,27 +1,32 @@
 """Gates on a network: they multiply the weights of the layers that read a channel."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from diffprune.bundles import Bundle, gate_of
 from diffprune.errors import NothingToCut
 from diffprune.gates import GATES, Gate
+from diffprune.score import as_logits
 from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
 
 
 class GatedModel(nn.Module):
     """`model` whose readers see W[:, c] * gate[unit of c]. One sample per forward in training, hard gates in eval.
 
-    `logits` is one flat parameter, shape (units,), float32; `shift` is added to all of them (the budget's scalar).
+    `logits` is one flat parameter, shape (gates,), float32, one for every unit unless bundles share one: `gate_of`,
+    shape (units,), tells which. `shift` is added to all of them (the budget's scalar).
     """
 
     shift: Tensor
     group: Tensor
+    gate_of: Tensor
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, gate: Gate) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, gate: Gate, bundles: Iterable[Bundle] = ()) -> None:
         super().__init__()
         if not graph.groups:
             raise NothingToCut(
@@ -33,10 +38,11 @@ class GatedModel(nn.Module):
         self.model, self.graph, self.gate = copy.deepcopy(model), graph, gate
         self.size = SizeModel(graph)
         device = next(model.parameters()).device
-        self.logits = nn.Parameter(torch.full((graph.units,), gate.start, device=device))
+        of = gate_of(graph, bundles)
+        self.logits = nn.Parameter(torch.full((int(of.max()) + 1,), gate.start, device=device))
         self.register_buffer("shift", torch.zeros((), device=device))
-        sizes = torch.tensor([group.units for group in graph.groups])
-        self.register_buffer("group", torch.arange(len(sizes)).repeat_interleave(sizes).to(device))
+        self.register_buffer("gate_of", of.to(device))
+        self.register_buffer("group", _group_of_gates(graph, of).to(device))
         self._readers = _reader_axes(graph)
         for i, (_, _axis, index) in enumerate(self._readers):
             self.register_buffer(f"reader_{i}", index.to(device), persistent=False)
@@ -52,15 +58,25 @@ class GatedModel(nn.Module):
 
     def sample(self) -> Tensor:
         """Gates of one step, shape (units,), differentiable in the logits."""
-        return self.gate.sample(self.logits + self.shift, self.group)
+        return self.gate.sample(self.logits + self.shift, self.group)[self.gate_of]
 
     def hard(self) -> Tensor:
         """Gates without noise, shape (units,)."""
-        return self.gate.hard(self.logits + self.shift)
+        return self.gate.hard(self.logits + self.shift)[self.gate_of]
 
     def chance(self) -> Tensor:
         """Probability that each unit is open, shape (units,), differentiable in the logits."""
-        return self.gate.chance(self.logits + self.shift)
+        return self.gate.chance(self.logits + self.shift)[self.gate_of]
+
+    def scores(self) -> Tensor:
+        """The logit of each unit, shape (units,): what `land` ranks by."""
+        return self.logits.detach()[self.gate_of]
+
+    def start_from_(self, scores: Tensor) -> None:
+        """Set the logits by `scores` of units, shape (units,); what shares a gate starts from its mean."""
+        of = self.gate_of.cpu()
+        count = of.bincount()
+        self.logits.data.copy_(as_logits(torch.zeros(len(count)).double().index_add(0, of, scores) / count))
 
     def keep(self) -> dict[str, Tensor]:
         """Which units are open without noise: per group a boolean of shape (units,)."""
@@ -121,15 +137,27 @@ class GatedModel(nn.Module):
         return plain
 
 
-def attach(model: nn.Module, graph: ChannelGraph, *, gate: str | Gate = "diffprune") -> GatedModel:
+def attach(
+    model: nn.Module, graph: ChannelGraph, *, gate: str | Gate = "diffprune", bundles: Iterable[Bundle] = ()
+) -> GatedModel:
     """A copy of `model` with gates on every free unit of `graph`, all open at first.
+
+    Units in one of the `bundles` share a gate: `branches(graph)` drops whole residual branches.
 
     `gate` is a family by name ("diffprune", "diffprune-deterministic", "hard-concrete") or an object with the
     methods of `gates.Gate`. Raises NothingToCut.
     """
     if isinstance(gate, str) and gate not in GATES:
         raise ValueError(f"gate is one of {', '.join(GATES)}; got {gate!r}")
-    return GatedModel(model, graph, GATES[gate] if isinstance(gate, str) else gate)
+    return GatedModel(model, graph, GATES[gate] if isinstance(gate, str) else gate, bundles)
+
+
+def _group_of_gates(graph: ChannelGraph, of: Tensor) -> Tensor:
+    """The index of the group of each gate, shape (gates,); bundles are a group of their own."""
+    sizes = torch.tensor([group.units for group in graph.groups])
+    group = torch.arange(len(sizes)).repeat_interleave(sizes)
+    first = torch.full((int(of.max()) + 1,), len(sizes)).scatter(0, of, group)
+    return torch.where(of.bincount() > 1, len(sizes), first)
 
 
 def _reader_axes(graph: ChannelGraph) -> list[tuple[str, int, Tensor]]:

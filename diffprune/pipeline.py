@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 import surgery
 from diffprune.budget import Budget, land, require_reachable
+from diffprune.bundles import Bundle
 from diffprune.compensate import compensate_
 from diffprune.errors import BadBudget, BadData
 from diffprune.gated import attach
 from diffprune.gates import Gate
 from diffprune.recover import accuracy, recalibrate_
-from diffprune.score import as_logits, contribution, per_cost
+from diffprune.score import contribution, per_cost
 from diffprune.search import search_
 from diffprune.training import Batches, Event, Recipe, endless, fit_, unpack
 from surgery import ExampleInputs
@@ -51,6 +52,7 @@ def compress(
     epochs: float = 5.0,
     recipe: Recipe | None = None,
     gate: str | Gate = "diffprune",
+    bundles: Iterable[Bundle] | Callable[[surgery.ChannelGraph], Iterable[Bundle]] = (),
     round_to: int = 1,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -61,7 +63,8 @@ def compress(
     `train` yields (inputs, labels) or inputs alone (then the parent's answers are the only target), `val` yields
     (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; 0 selects by what
     units contribute to their readers per cost, and only recalibrates. Widths stay multiples of `round_to` where they
-    were (`export.default_step()` is right for onnxruntime on this CPU). The network must return logits, shape
+    were (`export.default_step()` is right for onnxruntime on this CPU). Units in one of the `bundles` stay or go
+    together; `bundles=branches` drops whole residual branches. The network must return logits, shape
     (N, classes). Frozen parameters stay as they are; if all are frozen, every step goes to the gates.
     Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
     tracing raises.
@@ -82,15 +85,15 @@ def compress(
     first = _first(train, torch.device(device))
     example = first[:2] if example_inputs is None else example_inputs
     graph = surgery.trace(parent, example)
-    gated = attach(parent, graph, gate=gate)
-    require_reachable(budget, gated.size, round_to)
+    gated = attach(parent, graph, gate=gate, bundles=bundles(graph) if callable(bundles) else bundles)
+    require_reachable(budget, gated.size, round_to, gated.gate_of)
     scores = per_cost(contribution(parent, graph, first), budget, gated.size)
     if not scores.isfinite().all():
         raise _bad_data(
             "the network computes values that are not finite from the first training batch",
             "look for values that are not finite in the data or the weights",
         )
-    gated.logits.data.copy_(as_logits(scores))
+    gated.start_from_(scores)
     dense_accuracy, examples = accuracy(parent, val)
     tell({"phase": "dense", "accuracy": dense_accuracy})
 
@@ -99,7 +102,7 @@ def compress(
     share = SEARCH_SHARE if len(frozen) < len(list(parent.parameters())) else 1.0
     searching = min(max(round(share * total), 1), total)
     search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
-    landing = land(budget, gated.size, gated.logits, round_to=round_to)
+    landing = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
     keep = gated.size.keep(landing.flat)
     plain = gated.folded(landing.flat) if searching else parent
     masked, small = surgery.mask(plain, graph, keep), surgery.cut(plain, graph, keep)

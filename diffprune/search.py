@@ -59,7 +59,7 @@ def search_(
 
 def follow_(gated: GatedModel, budget: Budget, share: float) -> None:
     """Set the shift of `gated` so that its expected cost is `share` of the dense one."""
-    logits = gated.logits.detach().cpu()
+    logits = gated.logits.detach()[gated.gate_of].cpu()
     shift = shift_for(budget, gated.size, gated.gate, logits, share, float(gated.shift))
     gated.shift.fill_(shift)
 

@@ -29,7 +29,7 @@ for images, labels in data.train:
     weights.step()
     gates.step()
 
-landing = land(budget, gated.size, gated.logits)
+landing = land(budget, gated.size, gated.scores())
 keep = gated.size.keep(landing.flat)
 plain = gated.folded(landing.flat)
 small = surgery.cut(plain, graph, keep)

@@ -1,0 +1,95 @@
+"""Units that share a gate open and close together: whole residual branches, or what the caller says."""
+
+import pytest
+import torch
+from oracle import random_keep
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+import surgery
+from diffprune import Budget, attach, branches, compress
+from diffprune.budget import land
+from diffprune.bundles import gate_of
+from diffprune.search import follow_
+from surgery import BadKeep, ChannelGraph
+
+
+def traced() -> tuple[nn.Module, ChannelGraph, Tensor]:
+    torch.manual_seed(0)
+    model, x = resnet18(num_classes=5).eval(), torch.randn(2, 3, 32, 32)
+    return model, surgery.trace(model, x), x
+
+
+def test_each_unit_has_its_own_gate_by_default() -> None:
+    _, graph, _ = traced()
+    assert torch.equal(gate_of(graph, ()), torch.arange(graph.units))
+
+
+def test_a_branch_shares_one_gate_and_its_closing_drops_it() -> None:
+    model, graph, x = traced()
+    gated = attach(model, graph, bundles=branches(graph)).eval()
+    whole = [group.name for group in graph.groups if group.droppable]
+    assert len(whole) == 8
+    free = sum(group.units for group in graph.groups if not group.droppable)
+    assert gated.logits.shape == (free + len(whole),)
+    closed = {whole[0]: torch.zeros(graph.by_name[whole[0]].units, dtype=torch.bool)}
+    with torch.no_grad():
+        gated.logits[gated.gate_of[~gated.size.flat(closed)]] = -5
+    keep = gated.keep()
+    assert [name for name, flags in keep.items() if not flags.all()] == whole[:1]
+    assert not keep[whole[0]].any()
+    small = surgery.cut(gated.folded(), graph, keep)
+    surgery.check_equal(surgery.mask(model, graph, keep), small, x)
+    torch.testing.assert_close(gated(x), small(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
+def test_landing_keeps_bundles_whole(share: float) -> None:
+    _, graph, _ = traced()
+    size, of = surgery.SizeModel(graph), gate_of(graph, branches(graph))
+    scores = torch.randn(int(of.max()) + 1, generator=torch.Generator().manual_seed(0))[of]
+    landing = land(Budget(macs=share), size, scores, gate_of=of)
+    for gate in (of.bincount() > 1).nonzero().squeeze(1):
+        assert landing.flat[of == gate].unique().numel() == 1
+    assert landing.reached <= share
+    assert landing.reached > share - 0.02
+
+
+def test_a_bundle_may_reach_over_groups_and_the_budget_is_met_by_the_search() -> None:
+    model, graph, x = traced()
+    halves = random_keep(graph, 1)
+    bundle = {name: halves[name] for name in list(halves)[:3]}
+    gated = attach(model, graph, bundles=[bundle])
+    follow_(gated, Budget(macs=0.7), 0.7)
+    assert float(Budget(macs=0.7).cost(gated.size, gated.chance().detach())) == pytest.approx(0.7, rel=2e-3)
+    gates = gated.train().sample()
+    inside = ~gated.size.flat({name: ~flags for name, flags in bundle.items()})
+    assert gates[inside].unique().numel() == 1
+    gated(x).sum().backward()
+    assert gated.logits.grad is not None
+    assert gated.logits.grad.isfinite().all()
+
+
+def test_what_means_nothing_is_refused() -> None:
+    _, graph, _ = traced()
+    group = next(group for group in graph.groups if not group.droppable)
+    all_, none = torch.ones(group.units, dtype=torch.bool), torch.zeros(group.units, dtype=torch.bool)
+    with pytest.raises(BadKeep, match="does not have"):
+        gate_of(graph, [{"nowhere": all_}])
+    with pytest.raises(BadKeep, match="would be removed"):
+        gate_of(graph, [{group.name: all_}])
+    with pytest.raises(ValueError, match="empty or shares"):
+        gate_of(graph, [{group.name: none}])
+    one = {group.name: torch.arange(group.units) == 1}
+    with pytest.raises(ValueError, match="empty or shares"):
+        gate_of(graph, [one, one])
+
+
+def test_compress_drops_branches() -> None:
+    model = traced()[0]
+    batches = [(torch.randn(16, 3, 32, 32), torch.randint(5, (16,))) for _ in range(3)]
+    result = compress(model, batches, batches, budget=Budget(macs=0.2), epochs=1, bundles=branches)
+    kept = [group["kept"] for group in result.report["groups"] if group["kept"] in (0, 1)]
+    assert kept, "no branch was dropped at all"
+    assert result.report["equivalence"]["masked_vs_cut"] < 1e-5
+    assert result.report["budget"]["reached"] <= 0.2
