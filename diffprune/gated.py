@@ -11,6 +11,7 @@ from torch.func import functional_call
 from diffprune.bundles import Bundle, gate_of
 from diffprune.errors import NothingToCut
 from diffprune.gates import GATES, Gate
+from diffprune.recomputed import recomputed
 from diffprune.score import as_logits
 from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
 
@@ -18,6 +19,7 @@ from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
 class GatedModel(nn.Module):
     """`model` whose readers see W[:, c] * gate[unit of c]. One sample per forward in training, hard gates in eval.
 
+    Per reader weight the buffer of `_readers` tells the unit at each index of an axis, past the end where it is pinned.
     `logits` is one flat parameter, shape (gates,), float32, one for every unit unless bundles share one: `gate_of`,
     shape (units,), tells which. `shift` is added to all of them (the budget's scalar).
     """
@@ -43,9 +45,10 @@ class GatedModel(nn.Module):
         self.register_buffer("shift", torch.zeros((), device=device))
         self.register_buffer("gate_of", of.to(device))
         self.register_buffer("group", _group_of_gates(graph, of).to(device))
-        self._readers = _reader_axes(graph)
-        for i, (_, _axis, index) in enumerate(self._readers):
-            self.register_buffer(f"reader_{i}", index.to(device), persistent=False)
+        self._readers: dict[str, dict[int, str]] = {}
+        for i, ((tensor, axis), units) in enumerate(graph.units_along("read").items()):
+            self.register_buffer(f"reader_{i}", units.to(device), persistent=False)
+            self._readers.setdefault(tensor, {})[axis] = f"reader_{i}"
         self._norms = norm_units(graph)
         for i, (name, index) in enumerate(self._norms.items()):
             self.register_buffer(f"norm_{i}", index.to(device), persistent=False)
@@ -54,7 +57,9 @@ class GatedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         gates = self.sample() if self.training else self.hard()
-        return functional_call(self.model, {**self.gated_weights(gates), **self.norm_counts(gates)}, args, kwargs)
+        weights = self.gated_weights(gates)
+        with recomputed(weights, lambda name: self._gated_weight(name, gates)):
+            return functional_call(self.model, {**weights, **self.norm_counts(gates)}, args, kwargs)
 
     def sample(self) -> Tensor:
         """Gates of one step, shape (units,), differentiable in the logits."""
@@ -95,14 +100,15 @@ class GatedModel(nn.Module):
 
     def gated_weights(self, gates: Tensor) -> dict[str, Tensor]:
         """The weights of all readers, multiplied by `gates` of shape (units,)."""
-        tensors = dict(self.model.named_parameters())
+        return {name: self._gated_weight(name, gates) for name in self._readers}
+
+    def _gated_weight(self, name: str, gates: Tensor) -> Tensor:
+        weight: Tensor = self.model.get_parameter(name)
         factors = torch.cat((gates, gates.new_ones(1)))
-        weights: dict[str, Tensor] = {}
-        for i, (name, axis, _) in enumerate(self._readers):
-            weight = weights.get(name, tensors[name])
+        for axis, index in self._readers[name].items():
             shape = [-1 if a == axis else 1 for a in range(weight.dim())]
-            weights[name] = weight * factors[getattr(self, f"reader_{i}")].view(shape).to(weight.dtype)
-        return weights
+            weight = weight * factors[getattr(self, index)].view(shape).to(weight.dtype)
+        return weight
 
     def norm_counts(self, gates: Tensor) -> dict[str, Tensor]:
         """Which channels the norms over a width count: 1 where the gate of shape (units,) is open, 0 where closed.
@@ -159,7 +165,3 @@ def _group_of_gates(graph: ChannelGraph, of: Tensor) -> Tensor:
     first = torch.full((int(of.max()) + 1,), len(sizes)).scatter(0, of, group)
     return torch.where(of.bincount() > 1, len(sizes), first)
 
-
-def _reader_axes(graph: ChannelGraph) -> list[tuple[str, int, Tensor]]:
-    """Per reader axis the unit at each index, in the flat order of `SizeModel`; pinned indices point past the end."""
-    return [(tensor, axis, units) for (tensor, axis), units in graph.units_along("read").items()]
