@@ -5,6 +5,7 @@
 With zeros and ones this is exactly the norm of the cut network, whose plain layer simply has fewer channels.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,20 @@ class _Gated(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if norm is None else norm(self.open, *args, **(kwargs or {}))
 
 
+def _in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As torch's own norms are: statistics in half precision overflow. Under autocast so is the result."""
+
+    @functools.wraps(norm)
+    def wide(open_: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if input.dtype not in (torch.float16, torch.bfloat16):
+            return norm(open_, input, *args, **kwargs)
+        result = norm(open_, input.float(), *args, **kwargs)
+        return result if torch.is_autocast_enabled(input.device.type) else result.to(input.dtype)
+
+    return wide
+
+
+@_in_float32
 def _layer_norm(
     open_: Tensor, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5,
     *_: Any,
@@ -94,11 +109,16 @@ def _layer_norm(
 def _rms_norm(
     open_: Tensor, input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
 ) -> Tensor:
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    return _rms(open_, input, weight, torch.finfo(input.dtype).eps if eps is None else eps)
+
+
+@_in_float32
+def _rms(open_: Tensor, input: Tensor, weight: Any, eps: float) -> Tensor:
     scale = (_share(open_, input) * input.square()).sum(-1, keepdim=True).add(eps).rsqrt()
     return _affine(input * scale, weight, None)
 
 
+@_in_float32
 def _group_norm(
     open_: Tensor, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Tensor:

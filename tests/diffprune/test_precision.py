@@ -1,0 +1,73 @@
+"""Gates under autocast and gradient accumulation: they stay float32, and small batches add up to a large one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_gated import traced
+from torch import Tensor
+
+from diffprune import Budget, GatedModel, MeanCentred, attach
+from diffprune.search import follow_
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def prepared(name: str = "residual") -> tuple[GatedModel, Tensor]:
+    model, graph, x = traced(name)
+    gated = attach(model.float(), graph, gate=MeanCentred(stochastic=False)).train()
+    gated.logits.data.copy_(torch.randn(len(gated.logits), generator=torch.Generator().manual_seed(1)) + 0.5)
+    return gated, x.float()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["residual", "layer_norm_mlp", "multihead_attention"])
+def test_under_autocast_gates_and_their_gradients_are_float32_and_close(name: str, dtype: torch.dtype) -> None:
+    gated, x = prepared(name)
+    with torch.autocast("cpu", dtype):
+        output = gated(x)
+        assert gated.sample().dtype == torch.float32
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+    (output.float() * direction).sum().backward()
+    assert gated.logits.grad is not None
+    half, half_output = gated.logits.grad.clone(), output.detach().float()
+    assert half.dtype == torch.float32
+    gated.zero_grad()
+    (gated(x) * direction).sum().backward()
+    scale = gated.logits.grad.abs().max()
+    assert scale > 0
+    assert (half - gated.logits.grad).abs().max() < 0.1 * scale
+    assert (half_output - gated(x)).abs().max() < 0.1 * half_output.abs().max()
+
+
+def test_half_batches_add_up_to_the_gradient_of_the_whole() -> None:
+    gated, x = prepared("layer_norm_mlp")  # without BatchNorm, whose statistics are those of its batch
+    x = torch.cat([x, x.flip(0) * 0.5])
+    target = torch.randn(gated(x).shape, generator=torch.Generator().manual_seed(0))
+    F.mse_loss(gated(x), target).backward()
+    whole = {name: p.grad.clone() for name, p in gated.named_parameters() if p.grad is not None}
+    gated.zero_grad()
+    for part, wanted in zip(x.chunk(2), target.chunk(2), strict=True):
+        (F.mse_loss(gated(part), wanted) / 2).backward()
+    assert "logits" in whole
+    for name, gradient in whole.items():
+        torch.testing.assert_close(dict(gated.named_parameters())[name].grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_step_of_a_users_loop_with_autocast_accumulation_and_scaling(dtype: torch.dtype) -> None:
+    gated, x = prepared()
+    budget, scaler = Budget(macs=0.6), torch.amp.GradScaler("cpu", enabled=dtype == torch.float16, init_scale=64.0)
+    optimizer = torch.optim.SGD(gated.parameters(), lr=0.1)
+    before = gated.logits.detach().clone()
+    for _ in range(2):
+        follow_(gated, budget, budget.share)
+        for part in (x, x * 0.5):
+            with torch.autocast("cpu", dtype):
+                loss = gated(part).square().mean()
+            scaler.scale(loss / 2).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert gated.logits.isfinite().all()
+    assert not torch.equal(gated.logits, before)
+    assert all(p.dtype == torch.float32 for p in gated.parameters())
