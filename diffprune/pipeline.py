@@ -13,6 +13,7 @@ import surgery
 from diffprune.budget import Budget, land, require_reachable
 from diffprune.bundles import Bundle
 from diffprune.compensate import compensate_
+from diffprune.detectors import concerns
 from diffprune.errors import BadBudget, BadData
 from diffprune.gated import attach
 from diffprune.gates import Gate
@@ -94,6 +95,7 @@ def compress(
             "look for values that are not finite in the data or the weights",
         )
     gated.start_from_(scores)
+    start = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
     dense_accuracy, examples = accuracy(parent, val)
     tell({"phase": "dense", "accuracy": dense_accuracy})
 
@@ -103,6 +105,9 @@ def compress(
     searching = min(max(round(share * total), 1), total)
     search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
     landing = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
+    warnings = concerns(gated, budget, landing, start.flat, searching)
+    for text in warnings:
+        tell({"phase": "warning", "text": text})
     keep = gated.size.keep(landing.flat)
     plain = gated.folded(landing.flat) if searching else parent
     masked, small = surgery.mask(plain, graph, keep), surgery.cut(plain, graph, keep)
@@ -143,6 +148,7 @@ def compress(
             "note": landing.note,
             "round_to": round_to,
         },
+        "warnings": warnings,
         "groups": _groups(gated.size, keep),
         "pinned": [{"where": p.where, "channels": len(p.channels), "reason": p.reason} for p in graph.pinned],
         "training": {

@@ -133,7 +133,7 @@ def _shipped(folder: RunFolder, prepared: Prepared, config: Config, result: Resu
         "equivalence": {**result.report["equivalence"], "cut_vs_onnx": files["pruned"].parity.worst},
         "latency": {"cpu": latency(comparison, config.threads)},
         "machine": comparison.machine.as_dict(),
-        "warnings": [*diary.warnings, *([note] if note else [])],
+        "warnings": [*diary.warnings, *result.report["warnings"], *([note] if note else [])],
         "curve": diary.curve,
     }
     return {**report, "verdict": verdict(report)}

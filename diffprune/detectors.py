@@ -1,0 +1,50 @@
+"""What goes wrong in searches under a budget, told instead of passed over."""
+
+from torch import Tensor
+
+from diffprune.budget import TOLERANCE, Budget, Landing
+from diffprune.gated import GatedModel
+
+COLLAPSED = 0.05
+"""A layer with less than this share of its units left has collapsed: little can pass it."""
+
+ENOUGH = 20
+"""Steps after which a search should have changed something."""
+
+
+def concerns(gated: GatedModel, budget: Budget, landing: Landing, start: Tensor, steps: int) -> list[str]:
+    """Sentences about the end of a search of `steps` steps whose structure is `landing`; none if all is well.
+
+    `start`, shape (units,), is the structure without the search.
+    """
+    found = []
+    if steps:
+        changed = int((start != landing.flat).sum())
+        closed = int((~landing.flat).sum())
+        if steps >= ENOUGH and closed and changed == 0:
+            found.append(
+                f"the search of {steps} steps chose the same {closed} units as its start: a larger gate learning rate, "
+                "more steps, or none at all"
+            )
+        expected = float(budget.cost(gated.size, gated.chance().detach().cpu()))
+        hard = float(budget.cost(gated.size, (gated.hard().detach().cpu() > 0).double()))
+        if abs(expected - budget.share) > TOLERANCE * budget.share:
+            found.append(f"the expected cost is {expected:.1%} of the dense one where {budget.share:.1%} was asked")
+        elif abs(hard - budget.share) > 0.1 * budget.share:
+            found.append(
+                f"the gates expect {expected:.1%} of the dense cost, but those that are open cost {hard:.1%}: many are "
+                "undecided, and the cut decides for them"
+            )
+    groups = gated.size.graph.groups
+    kept = [int(part.sum()) for part in landing.flat.split([group.units for group in groups])]
+    collapsed = [
+        f"{group.name} ({left} of {group.units})"
+        for group, left in zip(groups, kept, strict=True)
+        if 0 < left < COLLAPSED * group.units
+    ]
+    if collapsed:
+        found.append(
+            f"{len(collapsed)} layer{'s' * (len(collapsed) > 1)} collapsed to less than {COLLAPSED:.0%} of the units: "
+            f"{', '.join(collapsed[:3])}{', ...' * (len(collapsed) > 3)}; a larger budget keeps them alive"
+        )
+    return found
