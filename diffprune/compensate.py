@@ -68,18 +68,21 @@ def compensate_(
 def _fit_(layer: nn.Module, read: Tensor, wanted: Tensor) -> None:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
-    read, wanted, old = read.double(), wanted.double(), weight.flatten(1).double()
+    old = weight.flatten(1).double()
+    read, wanted = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (read, wanted))
     mean, target = read.mean(0), wanted.mean(0)
     read, wanted = read - mean, wanted - target
-    missing, ridge = wanted - read @ old.T, RIDGE * read.square().sum().clamp_min(1e-12) / read.shape[1]
+    missing = wanted - read @ old.to(read).T
+    ridge = RIDGE * read.square().mean(0).mean().clamp_min(1e-12).double() * len(read)
+    # Products in float32 are enough with a ridge; the system is solved in double, for it may be near singular.
     if len(read) > read.shape[1]:
-        step = _solved(read.T @ read, ridge, read.T @ missing)
+        step = _solved((read.T @ read).double(), ridge, (read.T @ missing).double())
     else:  # the same by the smaller matrix
-        step = read.T @ _solved(read @ read.T, ridge, missing)
+        step = read.T.double() @ _solved((read @ read.T).double(), ridge, missing.double())
     new = old + step.T
     weight.copy_(new.view_as(weight))
     if bias is not None:
-        bias.copy_(target - new @ mean)
+        bias.copy_(target - new @ mean.double())
 
 
 def _solved(gram: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
