@@ -1,0 +1,87 @@
+"""The comparison with torch-pruning: peers reach the asked MACs, run by their own code, and the table adds up."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from zoo import randomised
+
+from benchmarks import frontier
+from benchmarks.cifar_resnet import CifarResNet
+from benchmarks.peers import PEERS, macs, pruned, sparsify_
+from diffprune.training import Recipe, endless
+
+
+@pytest.fixture(scope="module")
+def dense() -> nn.Module:
+    torch.manual_seed(0)
+    return randomised(CifarResNet(1)).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 3, 32, 32, generator=generator), torch.randint(10, (8,), generator=generator)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_reaches_the_asked_macs_and_leaves_the_dense_network_alone(
+    name: str, dense: nn.Module, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    before = {key: value.clone() for key, value in dense.state_dict().items()}
+    small = pruned(dense, PEERS[name], 0.6, frontier.outer_layers(dense), *images)
+    left = macs(small, images[0][:1]) / macs(dense, images[0][:1])
+    assert 0.5 < left <= 0.6
+    assert small(images[0]).shape == (8, 10)
+    assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items())
+
+
+def test_macs_are_those_of_the_layers() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 5))
+    assert macs(net, torch.randn(2, 3, 6, 6)) == 8 * 3 * 9 * 16 + 8 * 16 * 5
+
+
+@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.regularises])
+def test_sparse_training_shrinks_what_the_pruner_regularises(
+    name: str, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    torch.manual_seed(0)
+    parent, peer = CifarResNet(1).eval(), PEERS[name]
+    norms = []
+    for strength in (0.0, 300.0):
+        model = CifarResNet(1)
+        model.load_state_dict(parent.state_dict())
+        changed = {key: value * strength for key, value in peer.options.items()}
+        kept = [model.get_submodule(layer) for layer in frontier.outer_layers(model)]
+        sparsify_(
+            model, type(peer)(**{**vars(peer), "options": changed}), kept, endless([images]), Recipe(lr=0.05),
+            steps=4, total=4, parent=parent,
+        )
+        block = model.layer1[0]
+        norms.append(torch.stack([block.bn1.weight.norm(), block.conv1.weight.norm()]))
+    assert (norms[1] / norms[0]).min() < 0.97
+
+
+def cells() -> list[frontier.Cell]:
+    common = {"depth": 20, "epochs": 0.0, "factor": 2, "macs_left": 0.5, "speedup": 1.5, "seconds": 60.0}
+    return [
+        {**common, "method": method, "seed": seed, "accuracy": accuracy + seed / 100}
+        for method, accuracy in (("diffprune", 0.84), ("magnitude", 0.50)) for seed in (0, 1)
+    ]
+
+
+def test_the_table_and_the_picture_show_every_cell(tmp_path: Path) -> None:
+    lines = frontier.table(cells()).splitlines()
+    assert lines[2] == "| ResNet-20 | 0 | 2x | diffprune | 84.50 ± 0.71 | 2.00x | 1.50 ± 0.00 | 1.0 | 2 |"
+    pytest.importorskip("matplotlib")
+    frontier.picture(cells(), tmp_path / "one.svg")
+    frontier.picture(cells(), tmp_path / "two.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert "magnitude" in (tmp_path / "one.svg").read_text()
+
+
+def test_the_grid_asks_resnet56_of_the_best_peers_only() -> None:
+    grid = frontier.grid([20, 56], [0.0, 1.0], [2, 3, 5], [0, 1])
+    assert len(grid) == 2 * (2 * 3 * (1 + len(PEERS)) + 2 * 2 * 4)
+    assert grid[0] == {"depth": 20, "epochs": 0.0, "factor": 2, "method": "diffprune", "seed": 0}
