@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from surgery import SizeModel
 
 TOLERANCE = 0.01
 """A structure this close below its budget has met it."""
+
+
+class Cost(Protocol):
+    """What a budget asks of a `SizeModel`."""
+
+    def params(self, open_: Tensor) -> Tensor: ...
+
+    def macs(self, open_: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Budget:
     def share(self) -> float:
         return float(self.macs if self.macs is not None else self.params or 0.0)
 
-    def cost(self, size: SizeModel, open_: Tensor) -> Tensor:
+    def cost(self, size: Cost, open_: Tensor) -> Tensor:
         """The cost of `open_`, shape (units,), values in [0, 1], as a share of the dense one. float64 scalar."""
         cost = size.macs if self.kind == "macs" else size.params
         return cost(open_) / cost(torch.ones_like(open_, dtype=torch.float64))
@@ -61,7 +70,7 @@ class Landing:
     note: str | None
 
 
-def shift_for(budget: Budget, size: SizeModel, gate: Gate, logits: Tensor, share: float, start: float) -> float:
+def shift_for(budget: Budget, size: Cost, gate: Gate, logits: Tensor, share: float, start: float) -> float:
     """The scalar that, added to all `logits`, makes the expected cost `share` of the dense one, within 0.1 %.
 
     By bisection around `start`. A share that no shift reaches gets one that opens or closes all.

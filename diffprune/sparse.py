@@ -1,0 +1,85 @@
+"""Gates on single weights: an unstructured search, after which surgery removes the units that nobody reads any more."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from diffprune.budget import Budget, shift_for
+from diffprune.errors import NothingToCut
+from diffprune.gates import GATES, Gate
+from diffprune.recomputed import recomputed
+from diffprune.score import as_logits
+
+
+class WeightCount:
+    """The cost of single weights: each counts one, whatever the budget is on."""
+
+    def params(self, open_: Tensor) -> Tensor:
+        return open_.double().sum()
+
+    macs = params
+
+
+class SparseModel(nn.Module):
+    """`model` with W * gate for every matrix and kernel W in it; a new sample per forward in training, hard in eval.
+
+    `logits` is one flat parameter, shape (weights,), float32, which starts from the magnitudes relative to their layer.
+    """
+
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, gate: str | Gate = "diffprune") -> None:
+        super().__init__()
+        self.model, self.gate = copy.deepcopy(model), GATES[gate] if isinstance(gate, str) else gate
+        weights = {name: p for name, p in self.model.named_parameters() if p.dim() > 1 and p.requires_grad}
+        if not weights:
+            raise NothingToCut(
+                "the network has no weight matrix that is trained",
+                at=type(model).__name__,
+                effect="no gates were attached",
+                fix="set requires_grad on the layers that may become sparse",
+            )
+        self._shapes = {name: weight.shape for name, weight in weights.items()}
+        scores = [(w.detach().abs() / w.detach().square().mean().sqrt()).flatten() for w in weights.values()]
+        self.logits = nn.Parameter(as_logits(torch.cat(scores)))
+        sizes = torch.tensor([weight.numel() for weight in weights.values()])
+        self.register_buffer("group", torch.arange(len(sizes)).repeat_interleave(sizes).to(self.logits.device))
+        self.register_buffer("shift", torch.zeros((), device=self.logits.device))
+        self.training = model.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training:
+            gates = self.gate.sample(self.logits + self.shift, self.get_buffer("group"))
+        else:
+            gates = self.gate.hard(self.logits + self.shift)
+        parts = self._parts(gates)
+        products = {name: self._product(name, parts[name]) for name in parts}
+        with recomputed(products, lambda name: self._product(name, parts[name])):
+            return functional_call(self.model, products, args, kwargs)
+
+    def follow_(self, share: float) -> None:
+        """Set the shift so that a `share` of the weights is expected to be open."""
+        logits = self.logits.detach()
+        budget, size = Budget(params=share), WeightCount()
+        self.shift.fill_(shift_for(budget, size, self.gate, logits, share, float(self.shift)))
+
+    def folded(self, share: float) -> nn.Module:
+        """A plain copy with zeros in place of all but the best `share` of the gated weights, to the weight."""
+        best = self.logits.detach().topk(max(int(share * self.logits.numel()), 1)).indices
+        keep = torch.zeros_like(self.logits).index_fill(0, best, 1.0)
+        plain = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for name, part in self._parts(keep).items():
+                plain.get_parameter(name).mul_(part)
+        return plain
+
+    def _parts(self, gates: Tensor) -> dict[str, Tensor]:
+        pieces = gates.split([shape.numel() for shape in self._shapes.values()])
+        return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
+
+    def _product(self, name: str, gates: Tensor) -> Tensor:
+        weight: Tensor = self.model.get_parameter(name)
+        return weight * gates.to(weight.dtype)
