@@ -100,7 +100,7 @@ def table(results: list[Cell]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with MNIST/raw/")
+    parser.add_argument("--data", type=Path, required=True, help="the folder above MNIST/raw/")
     parser.add_argument("--macs", type=float, nargs="+", default=[0.2, 0.065])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--search-epochs", type=int, default=8)
