@@ -3,7 +3,7 @@
     python -m benchmarks.frontier --data PATH
 
 From the same weights, in the same data order, with the same total number of training steps (a search or sparse
-training counts), the same distillation and schedule afterwards; last step, all 10,000 test images. Every finished cell
+training counts), the same distillation, hints and schedule afterwards; last step, all 10,000 test images. Every finished cell
 is written at once, and a second call continues where the first stopped.
 """
 
@@ -27,6 +27,7 @@ from benchmarks.cifar_resnet import pretrained
 from benchmarks.peers import PEERS, SPARSE_SHARE, macs, pruned, sparsify_
 from diffprune import Budget, compress
 from diffprune.data import Data, load_data
+from diffprune.hints import hinting
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.training import Recipe, endless, fit_
 
@@ -76,11 +77,18 @@ def peer(name: str, given: Setup) -> nn.Module:
     sparsify_(dense, method, layers, batches, recipe, steps=sparse, total=given.steps, parent=given.model)
     small = pruned(dense, method, given.share, kept, given.x, given.labels)
     recalibrate_(small, [given.x])
-    fit_(
-        small, batches, recipe, steps=range(sparse, given.steps), total=given.steps, parent=given.model,
-        phase="recover", on_event=lambda event: None,
-    )
+    with hinting(small, given.model, same_inputs(small, given.model), {}) as hint:
+        fit_(
+            small, batches, recipe, steps=range(sparse, given.steps), total=given.steps, parent=given.model, hint=hint,
+            phase="recover", on_event=lambda event: None,
+        )
     return small.eval()
+
+
+def same_inputs(small: nn.Module, dense: nn.Module) -> list[str]:
+    """Weights that read all that they did: where peers, which do not tell what they kept, can be given hints as well."""
+    shapes = {name: p.shape for name, p in dense.named_parameters() if p.dim() > 1}
+    return [name for name, p in small.named_parameters() if name in shapes and p.shape[1] == shapes[name][1]]
 
 
 def outer_layers(model: nn.Module) -> list[str]:

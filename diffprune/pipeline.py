@@ -17,6 +17,7 @@ from diffprune.detectors import concerns
 from diffprune.errors import BadBudget, BadData
 from diffprune.gated import attach
 from diffprune.gates import Gate
+from diffprune.hints import hinting
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.score import contribution, per_cost
 from diffprune.search import search_
@@ -119,16 +120,19 @@ def compress(
     stages["after_recalibration"] = accuracy(small, val)[0]
     tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
     if total:
-        fit_(
-            small,
-            batches,
-            recipe,
-            steps=range(searching, total),
-            total=total,
-            parent=parent,
-            phase="recover",
-            on_event=tell,
-        )
+        read = hinting(small, parent, [layer.weight for layer in graph.layers], graph.checked(keep)[1])
+        with read as hint:
+            fit_(
+                small,
+                batches,
+                recipe,
+                steps=range(searching, total),
+                total=total,
+                parent=parent,
+                hint=hint,
+                phase="recover",
+                on_event=tell,
+            )
         stages["pruned"] = accuracy(small, val)[0]
     else:
         stages["pruned"] = stages["after_recalibration"]

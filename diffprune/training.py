@@ -24,7 +24,8 @@ class Recipe:
     """How weights are trained: SGD with Nesterov momentum under one one-cycle schedule.
 
     `lr` is the peak; 0.02 is a fifth of the rate such networks are usually trained from scratch with. `distill` is the
-    share of the loss that imitates the dense parent at `temperature`.
+    share of the loss that imitates the dense parent at `temperature`; `hints` the weight of the distance between what
+    the layers of both read, which is added to it.
     """
 
     lr: float = 0.02
@@ -32,6 +33,7 @@ class Recipe:
     weight_decay: float = 5e-4
     distill: float = 0.9
     temperature: float = 4.0
+    hints: float = 5.0
     warm_up: float = 0.2
 
     def rate(self, step: int, total: int) -> float:
@@ -147,10 +149,14 @@ def fit_(
     steps: range,
     total: int,
     parent: nn.Module | None = None,
+    hint: Callable[[], Tensor] | None = None,
     phase: str,
     on_event: Event,
 ) -> None:
-    """Train `model` in place for the given steps of a schedule of `total` steps, imitating `parent` if there is one."""
+    """Train `model` in place for the given steps of a schedule of `total` steps, imitating `parent` if there is one.
+
+    `hint` gives what is added to the loss after both have run, times `recipe.hints`; see `hints.hinting`.
+    """
     device = next(model.parameters()).device
     optimizer = recipe.optimizer(model.parameters())
     model.train()
@@ -159,6 +165,8 @@ def fit_(
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, total)
         loss = recipe.loss(model(inputs), labels, answers(parent, inputs))
+        if hint is not None and recipe.hints:
+            loss = loss + recipe.hints * hint()
         step_(model, [optimizer], loss, phase=phase, step=step)
         on_event({"phase": phase, "step": step + 1, "steps": total, "loss": loss.item()})
     if steps:

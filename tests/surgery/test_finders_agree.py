@@ -15,7 +15,7 @@ from surgery.graph import ChannelGraph
 
 NETWORKS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "vgg11_bn",
-    "googlenet", "regnet_y_400mf", "squeezenet1_1",
+    "googlenet", "regnet_y_400mf", "squeezenet1_1", "resnext50_32x4d", "mnasnet0_5", "regnet_x_400mf",
 )
 SAME = (
     "plain", "residual", "concat_then_add", "dense_concat", "self_concat", "flatten_to_linear", "stack_mean", "grouped",

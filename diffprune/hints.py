@@ -1,0 +1,57 @@
+"""Hints: while it recovers, each layer of a cut network is shown what the same layer reads in its dense parent."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.readings import linear_layers
+
+Read = dict[str, list[Tensor]]
+
+
+@contextmanager
+def hinting(
+    small: nn.Module, parent: nn.Module, weights: Iterable[str], alive: Mapping[tuple[str, int], Tensor]
+) -> Iterator[Callable[[], Tensor]]:
+    """Inside, each call gives how far the last forward of `small` was from that of `parent`, as a scalar to be trained.
+
+        mean over layers of |x_small - x_parent[kept]|^2 / (Var(x_parent[kept]) * numel)
+
+    x is what a plain linear layer or convolution of the network reads; of `weights`, the ones with such an owner count.
+    `alive` tells per (weight, 1) which of the channels that the layer reads are kept, as `ChannelGraph.checked` does.
+    Source: FitNets (Romero et al. 2015, arXiv 1412.6550). A cut network needs no regressor between the two, since its
+    channels are channels of the parent.
+    """
+    layers = linear_layers(parent, weights)
+    kept = {name: flags.nonzero().squeeze(1) for name in layers if (flags := alive.get((name, 1))) is not None}
+    theirs: Read = {}
+    ours: Read = {}
+
+    def distance() -> Tensor:
+        pairs = [
+            _distance(mine, wanted, kept.get(name), 1 if isinstance(layers[name], nn.Conv2d) else -1)
+            for name in layers
+            for mine, wanted in zip(ours.pop(name, ()), theirs.pop(name, ()), strict=False)  # one may skip layers
+        ]
+        return torch.stack(pairs).mean() if pairs else torch.zeros(())
+
+    with ExitStack() as hooks:
+        for model, read in ((parent, theirs), (small, ours)):
+            for name, layer in linear_layers(model, layers).items():
+                hooks.enter_context(layer.register_forward_pre_hook(_remember(read, name)))
+        yield distance
+
+
+def _remember(read: Read, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        read.setdefault(name, []).append(inputs[0])
+
+    return hook
+
+
+def _distance(mine: Tensor, wanted: Tensor, kept: Tensor | None, axis: int) -> Tensor:
+    if kept is not None:
+        wanted = wanted.index_select(axis, kept.to(wanted.device))
+    return (mine - wanted).square().mean() / wanted.var().clamp_min(1e-12)
