@@ -3,8 +3,8 @@
     python -m benchmarks.frontier --data PATH
 
 From the same weights, in the same data order, with the same total number of training steps (a search or sparse
-training counts), the same distillation, hints and schedule afterwards; last step, all 10,000 test images. Every finished cell
-is written at once, and a second call continues where the first stopped.
+training counts), the same distillation, hints and schedule afterwards; last step, all 10,000 test images. Every
+finished cell is written at once, and a second call continues where the first stopped.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def peer(name: str, given: Setup) -> nn.Module:
 
 
 def same_inputs(small: nn.Module, dense: nn.Module) -> list[str]:
-    """Weights that read all that they did: where peers, which do not tell what they kept, can be given hints as well."""
+    """Weights that read all that they did: there, peers can be given hints without knowing what they kept."""
     shapes = {name: p.shape for name, p in dense.named_parameters() if p.dim() > 1}
     return [name for name, p in small.named_parameters() if name in shapes and p.shape[1] == shapes[name][1]]
 
