@@ -73,7 +73,7 @@ def compress(
     parent_lr: Annotated[float | None, typer.Option(help="peak learning rate of that  [0.05]")] = None,
     batch: Annotated[int | None, typer.Option(help="images in a batch  [128]")] = None,
     image_size: Annotated[int | None, typer.Option(help="pixels  [16 for digits, 224 for imagefolder]")] = None,
-    lr: Annotated[float | None, typer.Option(help="peak learning rate  [0.02]")] = None,
+    lr: Annotated[float | None, typer.Option(help="peak learning rate  [0.01]")] = None,
     gate: Annotated[
         str | None, typer.Option(help="diffprune, diffprune-deterministic or hard-concrete  [diffprune]")
     ] = None,

@@ -44,7 +44,7 @@ class Config(BaseModel):
     parent_lr: float = Field(default=0.05, gt=0, description="the learning rate of the dense parent, above 0")
     batch: int = Field(default=128, ge=1, description="images in a batch, 1 or more")
     image_size: int | None = Field(default=None, ge=1, description="pixels, 1 or more")
-    lr: float = Field(default=0.02, gt=0, description="a learning rate above 0")
+    lr: float = Field(default=0.01, gt=0, description="a learning rate above 0")
     gate: Literal["diffprune", "diffprune-deterministic", "hard-concrete"] = Field(
         default="diffprune", description="diffprune, diffprune-deterministic or hard-concrete"
     )

@@ -60,7 +60,7 @@ def test_defaults_and_the_order_of_the_file() -> None:
     lines = to_toml(config_from(LEAST)).splitlines()
     assert lines[:3] == ['model = "digits:resnet18"', 'data = "digits"', "macs = 0.5"]
     assert 'round_to = "auto"' in lines
-    assert "lr = 0.02" in lines
+    assert "lr = 0.01" in lines
     assert not any(line.startswith(("weights", "params", "image_size")) for line in lines)
 
 
