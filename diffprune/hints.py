@@ -17,8 +17,9 @@ def hinting(
 ) -> Iterator[Callable[[], Tensor]]:
     """Inside, each call gives how far the last forward of `small` was from that of `parent`, as a scalar to be trained.
 
-        mean over layers of |x_small - x_parent[kept]|^2 / (Var(x_parent[kept]) * numel)
+        mean over layers of log(1 + d)        d = |x_small - x_parent[kept]|^2 / (Var(x_parent[kept]) * numel)
 
+    The logarithm is d itself where both are close, and lets no layer that is far off take over.
     x is what a plain linear layer or convolution of the network reads; of `weights`, the ones with such an owner count.
     `alive` tells per (weight, 1) which of the channels that the layer reads are kept, as `ChannelGraph.checked` does.
     Source: FitNets (Romero et al. 2015, arXiv 1412.6550). A cut network needs no regressor between the two, since its
@@ -54,4 +55,4 @@ def _remember(read: Read, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]]
 def _distance(mine: Tensor, wanted: Tensor, kept: Tensor | None, axis: int) -> Tensor:
     if kept is not None:
         wanted = wanted.index_select(axis, kept.to(wanted.device))
-    return (mine - wanted).square().mean() / wanted.var().clamp_min(1e-12)
+    return ((mine - wanted).square().mean() / wanted.var().clamp_min(1e-12)).log1p()
