@@ -8,6 +8,7 @@ from torch import nn
 from zoo import randomised
 
 from benchmarks import frontier
+from benchmarks.cells import stored
 from benchmarks.cifar_resnet import CifarResNet
 from benchmarks.peers import PEERS, macs, pruned, sparsify_
 from diffprune.training import Recipe, endless
@@ -85,3 +86,8 @@ def test_the_grid_asks_resnet56_of_the_best_peers_only() -> None:
     grid = frontier.grid([20, 56], [0.0, 1.0], [2, 3, 5], [0, 1])
     assert len(grid) == 2 * (2 * 3 * (1 + len(PEERS)) + 2 * 2 * 4)
     assert grid[0] == {"depth": 20, "epochs": 0.0, "factor": 2, "method": "diffprune", "seed": 0}
+
+
+def test_committed_results_give_their_table() -> None:
+    _, results = stored(frontier.RESULTS)
+    assert frontier.table(results) in (Path(__file__).parents[1] / "docs" / "method.md").read_text()
