@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import export
-from benchmarks.cells import Cell, markdown, run_cells
+from benchmarks.cells import Cell, markdown, run_cells, spread
 from benchmarks.cifar_resnet import pretrained
 from benchmarks.peers import PEERS, SPARSE_SHARE, macs, pruned, sparsify_
 from diffprune import Budget, compress
@@ -181,10 +181,6 @@ def _point(mine: list[Cell], factor: int, key: str) -> tuple[float, float, float
     accuracy = [100 * r["accuracy"] for r in cells]
     cost = mean(r["macs_left"] if key == "macs" else 1 / r["speedup"] for r in cells)
     return cost, mean(accuracy), stdev(accuracy) if len(cells) > 1 else 0.0
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def main() -> None:

@@ -10,14 +10,14 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import surgery
-from benchmarks.cells import Cell, markdown, run_cells
+from benchmarks.cells import Cell, markdown, run_cells, spread
 from diffprune import Budget, MeanCentred, attach
 from diffprune.budget import land
 from diffprune.data import load_data
@@ -91,7 +91,7 @@ def table(results: list[Cell]) -> str:
         errors = [100 * r["error"] for r in mine]
         widths = ", ".join("-".join(map(str, r["widths"])) for r in mine)
         rows.append((
-            f"{1 / macs:.1f}x", f"{mean(errors):.2f}" + (f" ± {stdev(errors):.2f}" if len(errors) > 1 else ""),
+            f"{1 / macs:.1f}x", spread(errors),
             widths, f"{mean(r['left_macs'] for r in mine) / 1e3:.0f} k",
             f"{mean(r['left_params'] for r in mine) / 1e3:.1f} k", f"{mean(r['minutes'] for r in mine):.1f}",
         ))

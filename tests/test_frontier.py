@@ -75,7 +75,7 @@ def cells() -> list[frontier.Cell]:
 def test_the_table_and_the_picture_show_every_cell(tmp_path: Path) -> None:
     lines = frontier.table(cells()).splitlines()
     assert lines[2] == "| ResNet-20 | 0 | 2x | diffprune | 84.50 ± 0.71 | 2.00x | 1.50 ± 0.00 | 1.0 | 2 |"
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the bench extra brings the pictures")
     frontier.picture(cells(), tmp_path / "one.svg")
     frontier.picture(cells(), tmp_path / "two.svg")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
