@@ -2,17 +2,23 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffprune.errors import BadData
 from diffprune.readings import linear_layers, listening, rows_given, rows_read
-from diffprune.recover import averaging
+from diffprune.recover import tracking_norms
+from diffprune.sums import Operators, Watch, same_operators
 from surgery import ChannelGraph, evaluating
 
 RIDGE = 0.01
 """Pull towards the old weights, as a share of the mean variance of what a layer reads."""
+
+FAINT = 0.01
+"""A channel that BatchNorm scales by less than this share of the largest scale cannot make up for errors of a sum."""
 
 
 def compensate_(
@@ -28,27 +34,81 @@ def compensate_(
     BatchNorm statistics are those of `x`. Plain linear layers and convolutions of one group are fitted; others, and
     frozen ones, stay.
 
+    A layer whose output is added to something, as in a residual stream, is fitted to what that sum should become:
+    Y takes in how far the stream already is from that of `parent`. What a layer gives is fainter than Y by what it
+    cannot explain; a BatchNorm after it would blow both up, so its scale is corrected by the change of deviation.
+
     Raises BadData for values that are not finite.
 
     Source: optimal brain surgeon in closed form for layers (Dong, Chen, Pan 2017, arXiv 1705.07565; structured in
-    ZipLM, Kurtic et al. 2023, arXiv 2302.04089).
+    ZipLM, Kurtic et al. 2023, arXiv 2302.04089). The correction of sums and scales is ours (docs/method.md).
     """
     layers = linear_layers(small, [layer.weight for layer in graph.layers])
     layers = {name: layer for name, layer in layers.items() if small.get_parameter(name).requires_grad}
     alive = graph.checked(keep)[1]
-    wanted: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), evaluating(parent, small):
+        dense = _Dense(parent, linear_layers(parent, layers), alive, x)
+        sums = dense.sums if same_operators(parent, small, x[:1]) else {}
+        _Fit(small, layers, dense, sums).run(x)
 
-    def remember(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-        rows = rows_given(name, layer, outputs)
-        kept = alive.get((name, 0))
-        wanted.setdefault(name, []).append(rows if kept is None else rows[:, kept.to(rows.device)])
 
-    with torch.no_grad(), evaluating(parent), listening(linear_layers(parent, layers), remember):
-        parent(x)
+class _Dense:
+    """What the layers of the dense network give at sampled places, what that is added to, and their BatchNorms."""
 
-    def fit(layer: nn.Module, name: str, inputs: Tensor) -> None:
-        if len(wanted.get(name, [])) == 1:  # a layer that runs twice has two targets
-            read, given = rows_read(name, layer, inputs), wanted.pop(name)[0]
+    def __init__(
+        self, parent: nn.Module, layers: Mapping[str, nn.Module], alive: Mapping[tuple[str, int], Tensor], x: Tensor
+    ) -> None:
+        self.given: dict[str, list[Tensor]] = {}
+        self.sums: dict[str, tuple[int, Tensor]] = {}
+        self.layers, self.alive = layers, alive
+        self.watch = Watch(layers, self._entered)
+        with self.watch.inside(parent), listening(layers, self._ran):
+            parent(x)
+
+    def _rows(self, name: str, value: Tensor) -> Tensor:
+        rows = rows_given(name, self.layers[name], value)
+        kept = self.alive.get((name, 0))
+        return rows if kept is None else rows[:, kept.to(rows.device)]
+
+    def _ran(self, name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        with self.watch.operators.pause():
+            self.given.setdefault(name, []).append(self._rows(name, outputs))
+
+    def _entered(self, name: str, operator: int, other: Tensor) -> None:
+        self.sums[name] = operator, self._rows(name, other)
+
+
+class _Fit:
+    """The forward of the cut network in which its layers are fitted."""
+
+    def __init__(
+        self, small: nn.Module, layers: Mapping[str, nn.Module], dense: _Dense, sums: Mapping[str, tuple[int, Tensor]]
+    ) -> None:
+        self.small, self.layers, self.given, self.sums = small, layers, dense.given, sums
+        self.norms = {name: small.get_submodule(norm) for name, norm in dense.watch.norm_of.items()}
+        self.shift: dict[nn.Module, Tensor] = {}  # mean errors of sums, which a BatchNorm's bias has to take
+        self.held: dict[int, Tensor] = {}
+        self.operators = Operators(self._hold)
+
+    def run(self, x: Tensor) -> None:
+        with ExitStack() as hooks, self.operators:
+            for name, layer in self.layers.items():
+                hooks.enter_context(layer.register_forward_pre_hook(partial(self._fit, name)))
+            for norm in tracking_norms(self.small):
+                hooks.enter_context(norm.register_forward_pre_hook(self._restate))
+            self.small(x)
+
+    def _hold(self, count: int, func: Any, args: tuple[Any, ...], result: Any) -> None:
+        if any(count == operator for operator, _ in self.sums.values()):
+            self.held[count] = result
+
+    def _fit(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(self.given.get(name, ())) != 1:  # a layer that runs twice has two targets
+            return
+        with self.operators.pause():
+            read, given = rows_read(name, layer, inputs[0]), self.given.pop(name)[0]
+            if name in self.sums:
+                given = given + self._missing(name, layer)
             if not (read.isfinite().all() and given.isfinite().all()):
                 raise BadData(
                     "the images give values that are not finite",
@@ -58,11 +118,33 @@ def compensate_(
                 )
             _fit_(layer, read, given)
 
-    with ExitStack() as hooks, averaging(small):
-        for name, layer in layers.items():
-            hook = layer.register_forward_pre_hook(lambda layer, args, name=name: fit(layer, name, args[0]))
-            hooks.enter_context(hook)
-        small(x)
+    def _missing(self, name: str, layer: nn.Module) -> Tensor:
+        """What the output of the layer has to make up for in the sum that it enters, at the places of its rows."""
+        operator, wanted = self.sums[name]
+        error = wanted - rows_given(name, layer, self.held.pop(operator))
+        if name not in self.norms:
+            return error
+        norm: Any = self.norms[name]
+        if not _scalable(norm):
+            return torch.zeros_like(error)
+        self.shift[norm] = error.mean(0)
+        slope = norm.weight / (norm.running_var + norm.eps).sqrt()
+        return torch.where(slope.abs() > FAINT * slope.abs().max(), error / slope, 0.0)
+
+    def _restate(self, norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        """The statistics of `norm` are those of its input; behind a fitted layer it maps as it did in the parent."""
+        with self.operators.pause():
+            rows = inputs[0].transpose(0, 1).flatten(1)
+            variance = rows.var(1)
+            if norm in self.norms.values() and _scalable(norm):
+                norm.weight.mul_(((variance + norm.eps) / (norm.running_var + norm.eps)).sqrt())
+                norm.bias.add_(self.shift.pop(norm, torch.zeros_like(norm.bias)))
+            norm.running_mean.copy_(rows.mean(1))
+            norm.running_var.copy_(variance)
+
+
+def _scalable(norm: Any) -> bool:
+    return bool(norm.affine and norm.weight.requires_grad and norm.bias.requires_grad)
 
 
 def _fit_(layer: nn.Module, read: Tensor, wanted: Tensor) -> None:

@@ -164,4 +164,3 @@ def _group_of_gates(graph: ChannelGraph, of: Tensor) -> Tensor:
     group = torch.arange(len(sizes)).repeat_interleave(sizes)
     first = torch.full((int(of.max()) + 1,), len(sizes)).scatter(0, of, group)
     return torch.where(of.bincount() > 1, len(sizes), first)
-

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffprune.readings import linear_layers
@@ -19,7 +20,8 @@ def hinting(
 
         mean over layers of log(1 + d)        d = |x_small - x_parent[kept]|^2 / (Var(x_parent[kept]) * numel)
 
-    The logarithm is d itself where both are close, and lets no layer that is far off take over.
+    The logarithm is d itself where both are close, and lets no layer that is far off take over. The variance is that of
+    the first call, since to take it costs more than the rest.
     x is what a plain linear layer or convolution of the network reads; of `weights`, the ones with such an owner count.
     `alive` tells per (weight, 1) which of the channels that the layer reads are kept, as `ChannelGraph.checked` does.
     Source: FitNets (Romero et al. 2015, arXiv 1412.6550). A cut network needs no regressor between the two, since its
@@ -29,10 +31,19 @@ def hinting(
     kept = {name: flags.nonzero().squeeze(1) for name in layers if (flags := alive.get((name, 1))) is not None}
     theirs: Read = {}
     ours: Read = {}
+    variance: dict[str, Tensor] = {}
+
+    def far(name: str, mine: Tensor, wanted: Tensor) -> Tensor:
+        if name in kept:
+            axis = 1 if isinstance(layers[name], nn.Conv2d) else -1
+            wanted = wanted.index_select(axis, kept[name].to(wanted.device))
+        if name not in variance:
+            variance[name] = wanted.float().var().clamp_min(1e-12)
+        return (F.mse_loss(mine, wanted) / variance[name]).log1p()
 
     def distance() -> Tensor:
         pairs = [
-            _distance(mine, wanted, kept.get(name), 1 if isinstance(layers[name], nn.Conv2d) else -1)
+            far(name, mine, wanted)
             for name in layers
             for mine, wanted in zip(ours.pop(name, ()), theirs.pop(name, ()), strict=False)  # one may skip layers
         ]
@@ -50,9 +61,3 @@ def _remember(read: Read, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]]
         read.setdefault(name, []).append(inputs[0])
 
     return hook
-
-
-def _distance(mine: Tensor, wanted: Tensor, kept: Tensor | None, axis: int) -> Tensor:
-    if kept is not None:
-        wanted = wanted.index_select(axis, kept.to(wanted.device))
-    return ((mine - wanted).square().mean() / wanted.var().clamp_min(1e-12)).log1p()

@@ -20,7 +20,9 @@ def linear_layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module
         owner, _, last = name.rpartition(".")
         layer = model.get_submodule(owner)
         plain = type(layer) is nn.Linear or (
-            type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
+            type(layer) is nn.Conv2d
+            and layer.groups == 1
+            and layer.padding_mode == "zeros"
             and not isinstance(layer.padding, str)
         )
         if plain and last == "weight":
@@ -54,8 +56,7 @@ def rows_read(name: str, layer: nn.Module, x: Tensor) -> Tensor:
     kernel, stride, padding, dilation = _geometry(layer)
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     height, width = (
-        (n - d * (k - 1) - 1) // s + 1
-        for n, d, k, s in zip(padded.shape[2:], dilation, kernel, stride, strict=True)
+        (n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(padded.shape[2:], dilation, kernel, stride, strict=True)
     )
     spots = _spots(name, len(x), height * width, x.device)
     first = spots // width * stride[0] * padded.shape[3] + spots % width * stride[1]

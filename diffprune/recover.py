@@ -13,7 +13,8 @@ from diffprune.training import Batches, unpack
 from surgery import evaluating
 
 
-def _norms(model: nn.Module) -> list[_BatchNorm]:
+def tracking_norms(model: nn.Module) -> list[_BatchNorm]:
+    """BatchNorms with running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
@@ -21,7 +22,7 @@ def _norms(model: nn.Module) -> list[_BatchNorm]:
 def averaging(model: nn.Module) -> Iterator[None]:
     """Inside, without gradients and in eval mode but for BatchNorm, whose statistics become the plain average over all
     that passes; every module's own mode afterwards."""
-    norms = _norms(model)
+    norms = tracking_norms(model)
     momenta = [norm.momentum for norm in norms]
     try:
         with torch.no_grad(), evaluating(model):
@@ -41,7 +42,7 @@ def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None
     A cut shifts what every later layer sees; new statistics alone recover 15 to 40 points of accuracy in a second.
     Raises BadData without a batch, before it resets anything, and for statistics that are not finite.
     """
-    norms = _norms(model)
+    norms = tracking_norms(model)
     if not norms:
         return
     device = next(model.parameters()).device

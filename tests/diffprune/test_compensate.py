@@ -110,3 +110,61 @@ def test_frozen_layers_shared_ones_and_modes_stay() -> None:
     assert small.training
     assert not changed & {"head.weight", "a.weight"}
     assert changed
+
+
+class Stream(nn.Module):
+    """Two branches on a stream: what the first loses the second can give, for it reads all of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 4, 1, bias=False)
+        self.c, self.d = nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+        self.norm_b, self.norm_d = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        y = x + self.norm_b(self.b(self.a(x)))
+        return y + self.norm_d(self.d(self.c(x)))
+
+
+def stream() -> tuple[nn.Module, surgery.ChannelGraph, dict[str, Tensor], Tensor]:
+    torch.manual_seed(0)
+    model, x = Stream().double(), torch.randn(64, 4, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model(x)  # running statistics of these images, in part
+        model.norm_d.weight.copy_(torch.tensor([1.0, 0.5, 2.0, 1.0]))
+    model.eval()
+    graph = surgery.trace(model, x)
+    return model, graph, {"a": torch.arange(16) < 2}, x
+
+
+def test_a_layer_makes_up_for_what_the_stream_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph, keep, x = stream()
+    small = surgery.cut(model, graph, keep)
+    compensate_(small, model, graph, keep, x)
+    monkeypatch.setattr("diffprune.compensate.same_operators", lambda *_: False)
+    plain = surgery.cut(model, graph, keep)
+    compensate_(plain, model, graph, keep, x)
+    assert error(model, small, x) < 1e-3 < 0.05 < error(model, plain, x)
+
+
+def test_batch_norm_maps_a_fitted_layer_as_before_though_its_variance_fell() -> None:
+    model, graph, keep, x = stream()
+    small = surgery.cut(model, graph, keep)
+    slope = small.norm_b.weight / (small.norm_b.running_var + small.norm_b.eps).sqrt()
+    compensate_(small, model, graph, keep, x)
+    assert (small.norm_b.running_var < 0.9 * model.norm_b.running_var).any()
+    assert torch.allclose(small.norm_b.weight / (small.norm_b.running_var + small.norm_b.eps).sqrt(), slope)
+
+
+def test_a_faint_or_frozen_norm_asks_for_nothing_unreasonable() -> None:
+    model, graph, keep, x = stream()
+    with torch.no_grad():
+        model.norm_d.weight[0] = 0.0
+    small = surgery.cut(model, graph, keep)
+    small.norm_b.weight.requires_grad_(False)
+    before = small.norm_b.weight.clone()
+    compensate_(small, model, graph, keep, x)
+    assert torch.equal(small.norm_b.weight, before)
+    assert all(value.isfinite().all() for value in small.state_dict().values())
+    assert small.d.weight.abs().max() < 100

@@ -1,0 +1,108 @@
+"""Which sums the outputs of layers enter, such as residual streams, seen in one forward."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
+
+
+class Operators(TorchFunctionMode):
+    """Counts the operators of a forward and tells of each: its number, itself, all its arguments and its result.
+
+    Two networks of the same code make the same numbers. What happens in a `pause` does not count.
+    """
+
+    def __init__(self, tell: Callable[[int, Any, tuple[Any, ...], Any], None]) -> None:
+        super().__init__()
+        self.tell, self.count, self.paused = tell, 0, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.paused:
+            self.count += 1
+            self.tell(self.count, func, args + tuple((kwargs or {}).values()), result)
+        return result
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        self.paused, before = True, self.paused
+        try:
+            yield
+        finally:
+            self.paused = before
+
+
+class Watch:
+    """While a network runs `inside`, finds which BatchNorm reads the output of a layer, and which sum it enters.
+
+    An output enters a sum as it is or through that BatchNorm, if what it is added to has the same shape and was there
+    before the layer ran. `entered` is told the layer, the number of the operator that gave the other summand, and this.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], entered: Callable[[str, int, Tensor], None]) -> None:
+        self.layers, self.entered = layers, entered
+        self.norm_of: dict[str, str] = {}
+        self._made: Any = WeakIdKeyDictionary()
+        self._from: Any = WeakIdKeyDictionary()
+        self._ran: dict[str, int] = {}
+        self.operators = Operators(self._saw)
+
+    @contextmanager
+    def inside(self, model: nn.Module) -> Iterator[None]:
+        hooks = [layer.register_forward_hook(self._layer(name)) for name, layer in self.layers.items()]
+        hooks += [
+            norm.register_forward_hook(self._norm(name))
+            for name, norm in model.named_modules()
+            if isinstance(norm, _BatchNorm)
+        ]
+        try:
+            with self.operators:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _layer(self, name: str) -> Any:
+        def hook(layer: nn.Module, args: Any, output: Tensor) -> None:
+            self._from[output], self._ran[name] = name, self.operators.count
+
+        return hook
+
+    def _norm(self, norm: str) -> Any:
+        def hook(layer: nn.Module, args: Any, output: Tensor) -> None:
+            name = self._from.get(args[0])
+            if name is not None and name not in self.norm_of:
+                self.norm_of[name], self._from[output] = norm, name
+
+        return hook
+
+    def _saw(self, count: int, func: Any, args: tuple[Any, ...], result: Any) -> None:
+        name = getattr(func, "__name__", "")
+        if name in ADDITIONS and len(args) == 2 and all(isinstance(arg, Tensor) for arg in args):
+            with self.operators.pause():
+                self._added(*args)
+        if isinstance(result, Tensor):
+            self._made[result] = count
+            self._from.pop(result, None)
+
+    def _added(self, a: Tensor, b: Tensor) -> None:
+        for mine, other in ((a, b), (b, a)):
+            name, made = self._from.get(mine), self._made.get(other)
+            if name is not None and made is not None and mine.shape == other.shape and made < self._ran[name]:
+                self.entered(name, made, other)
+
+
+def same_operators(a: nn.Module, b: nn.Module, x: Tensor) -> bool:
+    """Do both networks compute the same sequence of operators from `x`?"""
+    seen: list[list[Any]] = []
+    for model in (a, b):
+        seen.append([])
+        with Operators(lambda count, func, args, result: seen[-1].append(func)):
+            model(x)
+    return seen[0] == seen[1]

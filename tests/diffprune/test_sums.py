@@ -1,0 +1,92 @@
+"""Which sums layers enter: found through BatchNorm, in place or not, and only where the other summand came first."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffprune.sums import Operators, Watch, same_operators
+
+
+class Two(nn.Module):
+    """A stream that one of `forms` adds the output of `late` to."""
+
+    def __init__(self, form: Callable[["Two", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.early, self.late = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1)
+        self.norm, self.form = nn.BatchNorm2d(3), form
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(self, F.relu(self.early(x)))
+
+
+def in_place(net: Two, x: Tensor) -> Tensor:
+    out = net.norm(net.late(x))
+    out += x
+    return F.relu(out, inplace=True)
+
+
+def shortcut_last(net: Two, x: Tensor) -> Tensor:
+    return net.late(x) + 2 * x
+
+
+def through_relu(net: Two, x: Tensor) -> Tensor:
+    return F.relu(net.late(x)) + x
+
+
+def broadcast(net: Two, x: Tensor) -> Tensor:
+    return net.late(x) + x.mean((2, 3), keepdim=True)
+
+
+def sums(net: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], dict[str, str], list[Any]]:
+    found: dict[str, Tensor] = {}
+    numbers: list[Any] = []
+
+    def entered(name: str, operator: int, other: Tensor) -> None:
+        found[name] = other.clone()
+        numbers.append(operator)
+
+    watch = Watch({"early": net.early, "late": net.late}, entered)
+    with torch.no_grad(), watch.inside(net):
+        net(x)
+    return found, watch.norm_of, numbers
+
+
+@pytest.mark.parametrize(
+    ("form", "norm"),
+    [
+        (in_place, {"late": "norm"}), (lambda net, x: net.late(x) + x, {}), (lambda net, x: x + net.late(x), {}),
+        (lambda net, x: torch.add(x, net.norm(net.late(x))), {"late": "norm"}),
+    ],
+)
+def test_a_sum_is_found_with_the_other_summand(form: Any, norm: dict[str, str]) -> None:
+    net, x = Two(form).eval(), torch.randn(2, 3, 4, 4)
+    found, norm_of, numbers = sums(net, x)
+    assert list(found) == ["late"]
+    assert norm_of == norm
+    assert torch.equal(found["late"], F.relu(net.early(x)))
+    held: dict[int, Tensor] = {}
+    with torch.no_grad(), Operators(lambda count, func, args, result: held.update({count: result})):
+        net(x)
+    assert torch.equal(held[numbers[0]], found["late"])
+
+
+@pytest.mark.parametrize("form", [shortcut_last, through_relu, broadcast])
+def test_what_a_layer_cannot_make_up_for_is_no_sum(form: Any) -> None:
+    assert not sums(Two(form).eval(), torch.randn(2, 3, 4, 4))[0]
+
+
+def test_hooks_are_gone_afterwards() -> None:
+    net = Two(in_place).eval()
+    sums(net, torch.randn(2, 3, 4, 4))
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_networks_of_other_code_are_told_apart() -> None:
+    a, b, c = Two(in_place).eval(), Two(in_place).eval(), Two(shortcut_last).eval()
+    x = torch.randn(2, 3, 4, 4)
+    assert same_operators(a, b, x)
+    assert not same_operators(a, c, x)
