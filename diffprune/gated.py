@@ -11,7 +11,7 @@ from torch.func import functional_call
 from diffprune.bundles import Bundle, gate_of
 from diffprune.errors import NothingToCut
 from diffprune.gates import GATES, Gate
-from diffprune.recomputed import recomputed
+from diffprune.products import products
 from diffprune.score import as_logits
 from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
 
@@ -57,9 +57,9 @@ class GatedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         gates = self.sample() if self.training else self.hard()
-        weights = self.gated_weights(gates)
-        with recomputed(weights, lambda name: self._gated_weight(name, gates)):
-            return functional_call(self.model, {**weights, **self.norm_counts(gates)}, args, kwargs)
+        weights = {name: self.model.get_parameter(name) for name in self._readers}
+        with products(weights, lambda name: self._gated_weight(name, weights[name], gates)) as gated:
+            return functional_call(self.model, {**gated, **self.norm_counts(gates)}, args, kwargs)
 
     def sample(self) -> Tensor:
         """Gates of one step, shape (units,), differentiable in the logits."""
@@ -100,10 +100,9 @@ class GatedModel(nn.Module):
 
     def gated_weights(self, gates: Tensor) -> dict[str, Tensor]:
         """The weights of all readers, multiplied by `gates` of shape (units,)."""
-        return {name: self._gated_weight(name, gates) for name in self._readers}
+        return {name: self._gated_weight(name, self.model.get_parameter(name), gates) for name in self._readers}
 
-    def _gated_weight(self, name: str, gates: Tensor) -> Tensor:
-        weight: Tensor = self.model.get_parameter(name)
+    def _gated_weight(self, name: str, weight: Tensor, gates: Tensor) -> Tensor:
         factors = torch.cat((gates, gates.new_ones(1)))
         for axis, index in self._readers[name].items():
             shape = [-1 if a == axis else 1 for a in range(weight.dim())]

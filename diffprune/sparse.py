@@ -10,7 +10,7 @@ from torch.func import functional_call
 from diffprune.budget import Budget, shift_for
 from diffprune.errors import NothingToCut
 from diffprune.gates import GATES, Gate
-from diffprune.recomputed import recomputed
+from diffprune.products import products
 from diffprune.score import as_logits
 
 
@@ -56,9 +56,9 @@ class SparseModel(nn.Module):
         else:
             gates = self.gate.hard(self.logits + self.shift)
         parts = self._parts(gates)
-        products = {name: self._product(name, parts[name]) for name in parts}
-        with recomputed(products, lambda name: self._product(name, parts[name])):
-            return functional_call(self.model, products, args, kwargs)
+        weights = {name: self.model.get_parameter(name) for name in parts}
+        with products(weights, lambda name: weights[name] * parts[name].to(weights[name].dtype)) as gated:
+            return functional_call(self.model, gated, args, kwargs)
 
     def follow_(self, share: float) -> None:
         """Set the shift so that a `share` of the weights is expected to be open."""
@@ -79,7 +79,3 @@ class SparseModel(nn.Module):
     def _parts(self, gates: Tensor) -> dict[str, Tensor]:
         pieces = gates.split([shape.numel() for shape in self._shapes.values()])
         return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
-
-    def _product(self, name: str, gates: Tensor) -> Tensor:
-        weight: Tensor = self.model.get_parameter(name)
-        return weight * gates.to(weight.dtype)

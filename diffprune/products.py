@@ -1,0 +1,90 @@
+"""Gated weights that exist only while an operator reads them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+DESCRIPTIONS = {
+    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "requires_grad", "ndim")),
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex,
+}  # fmt: skip
+"""What is asked of a tensor without reading its values."""
+
+
+Live = dict[tuple[int, torch.dtype], str]
+"""Which name is computed in the storage at an address, now."""
+
+
+class Product(Tensor):
+    """Stands for a weight times its gates: it has no values, every operator that gets it gets a fresh product instead.
+
+    Whatever would pass it by without torch's overrides fails, for there is nothing to read.
+    """
+
+    key: str
+    compute: Callable[[str], Tensor]
+    live: Live
+
+    @staticmethod
+    def of(weight: Tensor, name: str, compute: Callable[[str], Tensor], live: Live) -> "Product":
+        product: Product = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            Product, weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=True
+        )
+        product.key, product.compute, product.live = name, compute, live
+        return product
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in DESCRIPTIONS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        used: list[tuple[Live, tuple[int, torch.dtype]]] = []
+
+        def computed(product: Product) -> Tensor:
+            value = product.compute(product.key)
+            used.append((product.live, _place(value)))
+            product.live[_place(value)] = product.key
+            return value
+
+        args, kwargs = tree_map_only(Product, computed, (args, kwargs or {}))
+        try:
+            return func(*args, **kwargs)
+        finally:  # soon something else will lie there
+            for live, place in used:
+                live.pop(place, None)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(f"{func} reads a gated weight past torch's overrides")
+
+
+@contextmanager
+def products(weights: Mapping[str, Tensor], compute: Callable[[str], Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Stand-ins for the `weights`: where one is read inside, `compute` is asked for it by name.
+
+    Nothing computed is kept for the backward pass, which asks again: kept, it would double the memory of all weights
+    that are read through gates.
+    """
+    live: Live = {}
+
+    def pack(saved: Tensor) -> Any:
+        name = live.get(_place(saved))
+        return saved if name is None else (name, saved.shape, saved.stride(), saved.storage_offset())
+
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        name, shape, stride, offset = packed
+        with torch.no_grad():
+            return compute(name).as_strided(shape, stride, offset)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield {name: Product.of(weight, name, compute, live) for name, weight in weights.items()}
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.dtype]:
+    return tensor.untyped_storage().data_ptr(), tensor.dtype

@@ -1,0 +1,76 @@
+"""Gated weights are not kept for the backward pass, and the gradients are the same."""
+
+import weakref
+
+import pytest
+import torch
+from test_gated import traced
+from torch import Tensor
+from torch.func import functional_call
+
+from diffprune import GatedModel, attach
+from diffprune.products import products
+
+NAMES = ("residual", "grouped", "tied_weight", "multihead_attention", "functional_conv", "layer_norm_mlp")
+
+
+def gradients(gated: GatedModel, output: Tensor) -> dict[str, Tensor]:
+    gated.zero_grad()
+    output.square().sum().backward()
+    return {name: p.grad.clone() for name, p in gated.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_kept_products(name: str) -> None:
+    model, graph, x = traced(name)
+    gated = attach(model, graph).train()
+    torch.manual_seed(0)
+    found = gradients(gated, gated(x))
+    torch.manual_seed(0)
+    gates = gated.sample()
+    weights = {**gated.gated_weights(gates), **gated.norm_counts(gates)}
+    wanted = gradients(gated, functional_call(gated.model, weights, (x,)))
+    assert found.keys() == wanted.keys()
+    for key, gradient in wanted.items():
+        torch.testing.assert_close(found[key], gradient, msg=key)
+
+
+def test_no_more_than_one_product_lives_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph, x = traced("residual")
+    gated = attach(model, graph).train()
+    made: list[weakref.ref[Tensor]] = []
+    most = 0
+    original = GatedModel._gated_weight
+
+    def seen(self: GatedModel, name: str, weight: Tensor, gates: Tensor) -> Tensor:
+        nonlocal most
+        weight = original(self, name, weight, gates)
+        made.append(weakref.ref(weight))
+        most = max(most, sum(product() is not None for product in made))
+        return weight
+
+    monkeypatch.setattr(GatedModel, "_gated_weight", seen)
+    output = gated(x)
+    assert output.requires_grad
+    assert len(made) > 2
+    assert most == 1
+    assert not any(product() is not None for product in made)
+
+
+def test_a_weight_tells_its_shape_without_a_product_and_fails_past_the_overrides() -> None:
+    weight = torch.randn(3, 2, dtype=torch.float64)
+    asked = []
+
+    def compute(name: str) -> Tensor:
+        asked.append(name)
+        return 2 * weight
+
+    with products({"w": weight}, compute) as stand_in:
+        w = stand_in["w"]
+        assert (w.shape, w.dtype, w.dim(), w.numel()) == ((3, 2), torch.float64, 2, 6)
+        assert not asked
+        assert torch.equal(w.flatten(), 2 * weight.flatten())
+        assert torch.equal(torch.stack([w, w]), torch.stack([2 * weight, 2 * weight]))
+        assert asked == ["w"] * 3
+        with torch._C.DisableTorchFunctionSubclass(), pytest.raises(NotImplementedError, match="past torch's overrides"):
+            w + 1
