@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffprune.errors import BadData
 from diffprune.readings import linear_layers, listening, rows_given, rows_read
 from diffprune.recover import tracking_norms
-from diffprune.sums import Operators, Watch, same_operators
+from diffprune.sums import Operators, Summand, Watch, same_operators
 from surgery import ChannelGraph, evaluating
 
 RIDGE = 0.01
@@ -74,8 +74,9 @@ class _Dense:
         with self.watch.operators.pause():
             self.given.setdefault(name, []).append(self._rows(name, outputs))
 
-    def _entered(self, name: str, operator: int, other: Tensor) -> None:
-        self.sums[name] = operator, self._rows(name, other)
+    def _entered(self, summand: Summand) -> None:
+        if summand.operator is not None:
+            self.sums[summand.layer] = summand.operator, self._rows(summand.layer, summand.other)
 
 
 class _Fit:
@@ -109,12 +110,12 @@ class _Fit:
             read, given = rows_read(name, layer, inputs[0]), self.given.pop(name)[0]
             if name in self.sums:
                 given = given + self._missing(name, layer)
-            if not (read.isfinite().all() and given.isfinite().all()):
+            if not (read.float().square().sum() + given.float().square().sum()).isfinite():
                 raise BadData(
-                    "the images give values that are not finite",
+                    "the images give values that are not finite, or too large to be squared",
                     at=f"fitting {name.removesuffix('.weight')} after the cut",
                     effect="the run was stopped",
-                    fix="look for values that are not finite in the data",
+                    fix="look for such values in the data; after training, lower the learning rate",
                 )
             _fit_(layer, read, given)
 

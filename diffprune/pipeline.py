@@ -17,9 +17,9 @@ from diffprune.detectors import concerns
 from diffprune.errors import BadBudget, BadData
 from diffprune.gated import attach
 from diffprune.gates import Gate
-from diffprune.hints import hinting
+from diffprune.hints import hinted, hinting
 from diffprune.recover import accuracy, recalibrate_
-from diffprune.score import contribution, per_cost
+from diffprune.score import gains, per_cost
 from diffprune.search import search_
 from diffprune.training import Batches, Event, Recipe, endless, fit_, unpack
 from surgery import ExampleInputs
@@ -30,6 +30,9 @@ SEARCH_SHARE = 0.05
 
 CALIBRATION = 1000
 """Images that the cut layers are fitted to; twice as many gain 0.2 points (docs/method.md)."""
+
+SCORED = 256
+"""Of these images, those that the gain of units is measured on: 32 places of each are enough."""
 
 ELEMENTS = 1 << 24
 """Values that these images may have together: 1000 of CIFAR's, 111 of 3 x 224 x 224."""
@@ -84,15 +87,15 @@ def compress(
     _refuse_iterators(train=train, val=val)
     torch.manual_seed(seed)
     parent = copy.deepcopy(model).to(device).eval()
-    first = _first(train, torch.device(device))
-    example = first[:2] if example_inputs is None else example_inputs
+    images = _calibration(train, torch.device(device))
+    example = images[:2] if example_inputs is None else example_inputs
     graph = surgery.trace(parent, example)
     gated = attach(parent, graph, gate=gate, bundles=bundles(graph) if callable(bundles) else bundles)
     require_reachable(budget, gated.size, round_to, gated.gate_of)
-    scores = per_cost(contribution(parent, graph, first), budget, gated.size)
+    scores = per_cost(gains(parent, graph, images[:SCORED]), budget, gated.size)
     if not scores.isfinite().all():
         raise _bad_data(
-            "the network computes values that are not finite from the first training batch",
+            "the network computes values that are not finite from the first training batches",
             "look for values that are not finite in the data or the weights",
         )
     gated.start_from_(scores)
@@ -103,7 +106,7 @@ def compress(
     batches, total = endless(train), round(epochs * _length(train)) if epochs else 0
     frozen = [p.numel() for p in parent.parameters() if not p.requires_grad]
     share = SEARCH_SHARE if len(frozen) < len(list(parent.parameters())) else 1.0
-    searching = min(max(round(share * total), 1), total)
+    searching = min(max(round(share * total), int(share > 0)), total)
     search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
     landing = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
     warnings = concerns(gated, budget, landing, start.flat, searching)
@@ -115,13 +118,12 @@ def compress(
     error = surgery.check_equal(masked, small, example)
     stages = {"dense": dense_accuracy, "after_cut": accuracy(small, val)[0]}
     tell({"phase": "cut", "accuracy": stages["after_cut"], "reached": landing.reached, "masked_vs_cut": error})
-    compensate_(small, parent, graph, keep, _calibration(train, torch.device(device)))
+    compensate_(small, parent, graph, keep, images)
     recalibrate_(small, train)
     stages["after_recalibration"] = accuracy(small, val)[0]
     tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
     if total:
-        read = hinting(small, parent, [layer.weight for layer in graph.layers], graph.checked(keep)[1])
-        with read as hint:
+        with hinting(small, parent, hinted(graph), graph.checked(keep)[1]) as hint:
             fit_(
                 small,
                 batches,
@@ -169,21 +171,16 @@ def compress(
     return Result(small, keep, report)
 
 
-def _first(train: Batches, device: torch.device) -> Tensor:
-    """The inputs of a first batch."""
-    for batch in train:
-        return unpack(batch, device)[0]
-    raise _bad_data("the training data is empty", "give at least one training batch")
-
-
 def _calibration(train: Batches, device: torch.device) -> Tensor:
-    """Inputs of the first batches: CALIBRATION, or as many as ELEMENTS allow, at least one batch."""
+    """Inputs of the first batches: CALIBRATION, or as many as ELEMENTS allow, at least one batch. Raises BadData."""
     parts: list[Tensor] = []
     for batch in train:
         parts.append(unpack(batch, device)[0])
         wanted = min(CALIBRATION, ELEMENTS // max(parts[0][0].numel(), 1))
         if sum(map(len, parts)) >= wanted:
             break
+    if not parts:
+        raise _bad_data("the training data is empty", "give at least one training batch")
     return torch.cat(parts)[: max(wanted, len(parts[0]))]
 
 

@@ -31,7 +31,7 @@ class Product(Tensor):
 
     @staticmethod
     def of(weight: Tensor, name: str, compute: Callable[[str], Tensor], live: Live) -> "Product":
-        product: Product = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        product: Product = Tensor._make_wrapper_subclass(
             Product, weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=True
         )
         product.key, product.compute, product.live = name, compute, live
@@ -58,7 +58,7 @@ class Product(Tensor):
                 live.pop(place, None)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise NotImplementedError(f"{func} reads a gated weight past torch's overrides")
 
 

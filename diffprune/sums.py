@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,14 +39,23 @@ class Operators(TorchFunctionMode):
             self.paused = before
 
 
-class Watch:
-    """While a network runs `inside`, finds which BatchNorm reads the output of a layer, and which sum it enters.
+@dataclass(frozen=True, eq=False)
+class Summand:
+    """The output of a layer, as it is or through a BatchNorm, where it is added to `other`, of the same shape.
 
-    An output enters a sum as it is or through that BatchNorm, if what it is added to has the same shape and was there
-    before the layer ran. `entered` is told the layer, the number of the operator that gave the other summand, and this.
+    `operator` is the number of the one that gave `other`, if it ran before the layer.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], entered: Callable[[str, int, Tensor], None]) -> None:
+    layer: str
+    mine: Tensor
+    other: Tensor
+    operator: int | None
+
+
+class Watch:
+    """While a network runs `inside`, finds which BatchNorm reads a layer's output, and tells which sum this enters."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], entered: Callable[[Summand], None]) -> None:
         self.layers, self.entered = layers, entered
         self.norm_of: dict[str, str] = {}
         self._made: Any = WeakIdKeyDictionary()
@@ -85,17 +95,22 @@ class Watch:
     def _saw(self, count: int, func: Any, args: tuple[Any, ...], result: Any) -> None:
         name = getattr(func, "__name__", "")
         if name in ADDITIONS and len(args) == 2 and all(isinstance(arg, Tensor) for arg in args):
-            with self.operators.pause():
-                self._added(*args)
+            a, b = args
+            if a.shape == b.shape:
+                with self.operators.pause():
+                    first = result - b if result is a else a  # in place, the sum lies where a was
+                    self._added(a, first, b, b)
+                    self._added(b, b, a, first)
         if isinstance(result, Tensor):
             self._made[result] = count
             self._from.pop(result, None)
 
-    def _added(self, a: Tensor, b: Tensor) -> None:
-        for mine, other in ((a, b), (b, a)):
-            name, made = self._from.get(mine), self._made.get(other)
-            if name is not None and made is not None and mine.shape == other.shape and made < self._ran[name]:
-                self.entered(name, made, other)
+    def _added(self, a: Tensor, mine: Tensor, b: Tensor, other: Tensor) -> None:
+        """`mine` and `other` are the values that the tensors `a` and `b` had before they were added."""
+        name, made = self._from.get(a), self._made.get(b)
+        if name is not None:
+            there = made if made is not None and made < self._ran[name] else None
+            self.entered(Summand(name, mine, other, there))
 
 
 def same_operators(a: nn.Module, b: nn.Module, x: Tensor) -> bool:

@@ -16,7 +16,8 @@ from diffprune import Budget, HardConcrete, Recipe, Result, compress
 from diffprune.budget import land
 from diffprune.compensate import compensate_
 from diffprune.errors import BadBudget, BadData, BudgetUnreachable, NothingToCut, TrainingDiverged
-from diffprune.score import contribution, per_cost
+from diffprune.pipeline import SCORED
+from diffprune.score import gains, per_cost
 from diffprune.training import endless, fit_
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -140,7 +141,8 @@ def test_half_the_macs(result: Result, parent: nn.Module, val: Batches) -> None:
     assert report["budget"]["reached"] >= 0.49 or "no further step" in report["budget"]["note"]
     assert report["accuracy"]["dense"] > 0.9
     assert report["accuracy"]["pruned"] > report["accuracy"]["dense"] - 0.05
-    assert all(keep.any() and not keep.all() for keep in result.keep.values())
+    assert all(keep.any() for keep in result.keep.values())
+    assert not all(keep.all() for keep in result.keep.values())
 
 
 def test_the_report_holds_every_number(result: Result) -> None:
@@ -206,14 +208,15 @@ def test_the_seed_decides(parent: nn.Module, val: Batches) -> None:
     assert not same(first, run(2))
 
 
-def test_no_epochs_select_by_contribution_fit_and_recalibrate(parent: nn.Module, train: Batches, val: Batches) -> None:
+def test_no_epochs_select_by_gain_fit_and_recalibrate(parent: nn.Module, train: Batches, val: Batches) -> None:
     model = compress(parent, train, val, budget=Budget(macs=0.5), epochs=0)
     report = check(model, parent, val)
     assert report["training"]["steps"] == report["training"]["search_steps"] == 0
     assert report["accuracy"]["pruned"] == report["accuracy"]["after_recalibration"]
     graph = surgery.trace(parent, train[0][0])
     size = surgery.SizeModel(graph)
-    best = land(Budget(macs=0.5), size, per_cost(contribution(parent, graph, train[0][0]), Budget(macs=0.5), size))
+    images = torch.cat([x for x, _ in train])[:SCORED]
+    best = land(Budget(macs=0.5), size, per_cost(gains(parent, graph, images), Budget(macs=0.5), size))
     assert torch.equal(surgery.SizeModel(graph).flat(model.keep), best.flat)
     kept = model.keep["a"].nonzero().squeeze(1)
     small = surgery.cut(parent, graph, model.keep)
@@ -333,15 +336,14 @@ class Spoiled:
     [
         (0, BadData, "computes values that are not finite"),
         (1, TrainingDiverged, "the loss is nan at step 0 of the search phase"),
-        (2, BadData, "the images give values that are not finite"),
-        (3, BadData, "statistics .* not finite"),
-        (4, TrainingDiverged, "the loss is nan at step 8 of the recover phase"),
+        (2, BadData, "statistics .* not finite"),
+        (3, TrainingDiverged, "the loss is nan at step 8 of the recover phase"),
     ],
 )
 def test_data_that_is_no_number_stops_the_run(
     parent: nn.Module, train: Batches, val: Batches, at: int, error: type[Exception], words: str
 ) -> None:
-    """Read for the first epoch, for the fit and for the statistics after the cut, for the second epoch."""
+    """Read for the scores and the fit, for the first epoch, for the statistics after the cut, for the second epoch."""
     with pytest.raises(error, match=words):
         compress(parent, Spoiled(train, at), val, budget=Budget(macs=0.5), epochs=2, example_inputs=train[0][0])
 

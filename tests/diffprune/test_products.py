@@ -72,5 +72,5 @@ def test_a_weight_tells_its_shape_without_a_product_and_fails_past_the_overrides
         assert torch.equal(w.flatten(), 2 * weight.flatten())
         assert torch.equal(torch.stack([w, w]), torch.stack([2 * weight, 2 * weight]))
         assert asked == ["w"] * 3
-        with torch._C.DisableTorchFunctionSubclass(), pytest.raises(NotImplementedError, match="past torch's overrides"):
+        with torch._C.DisableTorchFunctionSubclass(), pytest.raises(NotImplementedError, match="past torch"):
             w + 1

@@ -1,5 +1,6 @@
 """Which sums layers enter: found through BatchNorm, in place or not, and only where the other summand came first."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffprune.sums import Operators, Watch, same_operators
+from diffprune.sums import Operators, Summand, Watch, same_operators
 
 
 class Two(nn.Module):
@@ -29,6 +30,12 @@ def in_place(net: Two, x: Tensor) -> Tensor:
     return F.relu(out, inplace=True)
 
 
+def onto_the_stream(net: Two, x: Tensor) -> Tensor:
+    y = net.norm(net.late(x))
+    x += y
+    return F.relu(x)
+
+
 def shortcut_last(net: Two, x: Tensor) -> Tensor:
     return net.late(x) + 2 * x
 
@@ -45,10 +52,15 @@ def sums(net: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], dict[str, str], 
     found: dict[str, Tensor] = {}
     numbers: list[Any] = []
 
-    def entered(name: str, operator: int, other: Tensor) -> None:
-        found[name] = other.clone()
-        numbers.append(operator)
+    def entered(summand: Summand) -> None:
+        assert torch.allclose(mine[summand.layer], summand.mine, atol=1e-6)
+        if summand.operator is not None:
+            found[summand.layer] = summand.other.clone()
+            numbers.append(summand.operator)
 
+    mine: dict[str, Tensor] = {}
+    for layer in (net.late, net.norm):
+        layer.register_forward_hook(lambda _, args, output: mine.update(late=output.clone()))
     watch = Watch({"early": net.early, "late": net.late}, entered)
     with torch.no_grad(), watch.inside(net):
         net(x)
@@ -58,7 +70,8 @@ def sums(net: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], dict[str, str], 
 @pytest.mark.parametrize(
     ("form", "norm"),
     [
-        (in_place, {"late": "norm"}), (lambda net, x: net.late(x) + x, {}), (lambda net, x: x + net.late(x), {}),
+        (in_place, {"late": "norm"}), (onto_the_stream, {"late": "norm"}),
+        (lambda net, x: net.late(x) + x, {}), (lambda net, x: x + net.late(x), {}),
         (lambda net, x: torch.add(x, net.norm(net.late(x))), {"late": "norm"}),
     ],
 )
@@ -67,11 +80,12 @@ def test_a_sum_is_found_with_the_other_summand(form: Any, norm: dict[str, str]) 
     found, norm_of, numbers = sums(net, x)
     assert list(found) == ["late"]
     assert norm_of == norm
-    assert torch.equal(found["late"], F.relu(net.early(x)))
+    stream = F.relu(net.early(x))
+    torch.testing.assert_close(found["late"], stream)
     held: dict[int, Tensor] = {}
-    with torch.no_grad(), Operators(lambda count, func, args, result: held.update({count: result})):
+    with torch.no_grad(), Operators(lambda *told: held.update({told[0]: copy.deepcopy(told[3])})):
         net(x)
-    assert torch.equal(held[numbers[0]], found["late"])
+    assert torch.equal(held[numbers[0]], stream)
 
 
 @pytest.mark.parametrize("form", [shortcut_last, through_relu, broadcast])
@@ -81,7 +95,8 @@ def test_what_a_layer_cannot_make_up_for_is_no_sum(form: Any) -> None:
 
 def test_hooks_are_gone_afterwards() -> None:
     net = Two(in_place).eval()
-    sums(net, torch.randn(2, 3, 4, 4))
+    with Watch({"late": net.late}, lambda summand: None).inside(net):
+        net(torch.randn(2, 3, 4, 4))
     assert not any(module._forward_hooks for module in net.modules())
 
 
