@@ -8,7 +8,7 @@ from test_gated import traced
 from torch import Tensor, nn
 
 import surgery
-from diffprune.hints import hinting
+from diffprune.hints import hinted, hinting
 from diffprune.training import Recipe, endless, fit_
 
 
@@ -71,3 +71,13 @@ def test_training_with_hints_brings_what_is_read_nearer() -> None:
             parent(x), student(x)
             found.append(float(hint()))
     assert found[1] < 0.8 * found[0]
+
+
+def test_hints_are_for_what_several_layers_read_else_for_all() -> None:
+    _, graph, _ = traced("residual")
+    shared = [group for group in graph.groups if len(group.readers) > 1]
+    assert shared
+    assert set(hinted(graph)) == {slot.tensor for group in shared for slot in group.readers}
+    chain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    graph = surgery.trace(chain, torch.randn(2, 3, 6, 6))
+    assert hinted(graph) == ["0.weight", "2.weight"]
