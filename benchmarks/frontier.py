@@ -34,8 +34,6 @@ from diffprune.training import Recipe, endless, fit_
 RESULTS = Path(__file__).parent / "results" / "frontier.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "frontier.svg"
 OURS = "diffprune"
-ROUND_TO = 4
-"""onnxruntime computes widths that are no multiple of 4 by a slower path; torch-pruning only rounds down."""
 CALIBRATION = 1000
 BEST_PEERS = ("magnitude", "taylor", "growing-reg")
 
@@ -58,15 +56,15 @@ def setup(cell: Cell, folder: Path) -> Setup:
     plain = load_data(f"cifar10:{folder / 'cifar10'}", batch=CALIBRATION, seed=cell["seed"], augment=False)
     x, labels = next(iter(plain.train))
     steps = round(cell["epochs"] * len(data.train))
-    return Setup(pretrained(cell["depth"], folder), data, x, labels, steps, 1 / cell["factor"], cell["seed"])
+    model = pretrained(cell["depth"], folder).to(memory_format=torch.channels_last)  # a sixth faster to train
+    return Setup(model, data, x, labels, steps, 1 / cell["factor"], cell["seed"])
 
 
 def ours(given: Setup) -> nn.Module:
     train: Any = given.data.train if given.steps else [given.x]
     epochs = given.steps / len(given.data.train)
     return compress(
-        given.model, train, given.data.val, budget=Budget(macs=given.share), epochs=epochs, round_to=ROUND_TO,
-        seed=given.seed,
+        given.model, train, given.data.val, budget=Budget(macs=given.share), epochs=epochs, seed=given.seed
     ).model
 
 

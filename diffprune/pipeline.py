@@ -15,11 +15,12 @@ from diffprune.bundles import Bundle
 from diffprune.compensate import compensate_
 from diffprune.detectors import concerns
 from diffprune.errors import BadBudget, BadData
+from diffprune.gains import gains
 from diffprune.gated import attach
 from diffprune.gates import Gate
 from diffprune.hints import hinted, hinting
 from diffprune.recover import accuracy, recalibrate_
-from diffprune.score import gains, per_cost
+from diffprune.score import per_cost
 from diffprune.search import search_
 from diffprune.training import Batches, Event, Recipe, endless, fit_, unpack
 from surgery import ExampleInputs

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import surgery
+from diffprune.gains import eliminate, falls, gains
 from diffprune.relevance import relevance
-from diffprune.score import _falls, contribution, gains
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -26,9 +26,42 @@ def test_one_finite_gain_per_unit(name: str) -> None:
     assert found.max() > 0
 
 
-def concat() -> tuple[nn.Module, surgery.ChannelGraph, Tensor]:
-    """A reader of 3x3 kernels whose channels belong to two groups, with more places than columns."""
+def rows(units: int, kernel: int, others: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Correlated inputs of `units` and of `others`, what a layer gives, and the columns of each unit."""
+    generator = torch.Generator().manual_seed(units)
+    count = units * kernel + others
+    read = torch.randn(300, count, generator=generator) @ torch.randn(count, count, generator=generator)
+    given = read @ torch.randn(count, 4, generator=generator) + torch.randn(300, 4, generator=generator)
+    return read - read.mean(0), given - given.mean(0), torch.arange(units * kernel).view(units, kernel) + others
 
+
+def left(read: Tensor, given: Tensor, columns: Tensor, kept: list[int]) -> float:
+    """The share of `given` that the kept units and the other columns leave, by torch's least squares."""
+    used = torch.ones(read.shape[1], dtype=torch.bool).index_fill(0, columns.flatten(), False)
+    used[columns[kept].flatten()] = True
+    some = read[:, used].double()
+    rest = given.double() - (some @ torch.linalg.lstsq(some, given.double()).solution if used.any() else 0)
+    return float(rest.square().sum() / given.double().square().sum())
+
+
+@pytest.mark.parametrize(("units", "kernel", "others"), [(6, 1, 0), (5, 9, 0), (4, 3, 7), (40, 2, 3)])
+def test_elimination_takes_what_costs_least_and_knows_what_is_left(
+    units: int, kernel: int, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffprune.gains.RIDGE", 1e-10)
+    read, given, columns = rows(units, kernel, others)
+    order, errors = eliminate(read, given, columns)
+    assert sorted(order.tolist()) == list(range(units))
+    for n in range(units + 1) if units < 20 else (0, 1, 8, 15, units):  # of 32 and more, several go in a round
+        assert errors[n] == pytest.approx(left(read, given, columns, order[:n].tolist()), rel=1e-4, abs=1e-6)
+    kept = order.tolist()
+    while len(kept) > 1 and units < 20:
+        costs = [left(read, given, columns, [u for u in kept if u != unit]) for unit in kept]
+        assert min(costs) == pytest.approx(costs[-1], rel=1e-6)
+        kept.pop()
+
+
+def test_a_reader_of_two_groups_keeps_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -40,41 +73,27 @@ def concat() -> tuple[nn.Module, surgery.ChannelGraph, Tensor]:
 
     torch.manual_seed(0)
     model, x = Net().double().eval(), torch.randn(40, 3, 9, 9, generator=GENERATOR, dtype=torch.float64)
-    return model, surgery.trace(model, x[:2]), x
+    graph, heard = surgery.trace(model, x[:2]), []
 
+    def seen(read: Tensor, given: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        heard.append((read.shape, columns))
+        return eliminate(read, given, columns)
 
-def test_gains_are_the_falls_of_the_least_squares_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffprune.score.RIDGE", 1e-9)
-    model, graph, x = concat()
+    monkeypatch.setattr("diffprune.gains.eliminate", seen)
     found = surgery.SizeModel(graph).keep(gains(model, graph, x))
-    shares = surgery.SizeModel(graph).keep(contribution(model, graph, x))
-    read: list[Tensor] = []
-    hook = model.get_submodule("c").register_forward_pre_hook(lambda _, args: read.append(args[0]))
-    with torch.no_grad():
-        model(x)
-        hook.remove()
-        columns = nn.functional.unfold(read[0], 3).transpose(1, 2).reshape(-1, 9, 9)
-        given = columns.flatten(1) @ model.get_parameter("c.weight").flatten(1).T
-    given = given - given.mean(0)
-    order = shares["a"].argsort(descending=True)
-    errors = []
-    for n in range(6):
-        kept = torch.cat((order[:n], torch.arange(5, 9)))
-        some = columns[:, kept].flatten(1)
-        some = some - some.mean(0)
-        left = given - some @ torch.linalg.lstsq(some, given).solution
-        errors.append(float(left.square().sum() / given.square().sum()))
-    assert errors == sorted(errors, reverse=True)
-    falls = _falls(torch.tensor(errors))
-    assert torch.allclose(found["a"][order], falls, rtol=0.1, atol=0.01)  # 32 places of an image, here all
-    assert found["a"].sum() == pytest.approx(errors[0], rel=0.02)
+    (shape, first), (_, second) = heard
+    assert shape == (40 * 25, 81)
+    assert torch.equal(first.flatten(), torch.arange(45))
+    assert torch.equal(second.flatten(), torch.arange(45, 81))
+    assert 0 < found["a"].sum() < 1
+    assert 0 < found["b"].sum() < 1
 
 
 def test_falls_are_those_of_the_lower_convex_hull() -> None:
-    falls = _falls(torch.tensor([1.0, 0.9, 0.1, 0.0]))
-    assert torch.allclose(falls, torch.tensor([0.45, 0.45, 0.1]).double(), rtol=1e-3)
-    falls = _falls(torch.rand(30, generator=GENERATOR).sort(descending=True).values)
-    assert all(a > b for a, b in pairwise(falls.tolist()))
+    found = falls(torch.tensor([1.0, 0.9, 0.1, 0.0]))
+    assert torch.allclose(found, torch.tensor([0.45, 0.45, 0.1]).double(), rtol=1e-3)
+    found = falls(torch.rand(30, generator=GENERATOR).sort(descending=True).values)
+    assert all(a > b for a, b in pairwise(found.tolist()))
 
 
 class Branches(nn.Module):

@@ -16,8 +16,9 @@ from diffprune import Budget, HardConcrete, Recipe, Result, compress
 from diffprune.budget import land
 from diffprune.compensate import compensate_
 from diffprune.errors import BadBudget, BadData, BudgetUnreachable, NothingToCut, TrainingDiverged
+from diffprune.gains import gains
 from diffprune.pipeline import SCORED
-from diffprune.score import gains, per_cost
+from diffprune.score import per_cost
 from diffprune.training import endless, fit_
 
 Batches = list[tuple[Tensor, Tensor]]
