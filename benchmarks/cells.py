@@ -19,20 +19,28 @@ def run_cells(path: Path, cells: list[Cell], measure: Callable[[Cell], Cell]) ->
     """The results of all `cells`, from the file at `path` where it has them, else measured and added to it.
 
     A result is the cell's own settings and what `measure` returns for them. One that holds a "failure" is measured
-    again and replaced.
+    again and replaced. Several processes may share the file.
     """
-    done = stored(path)[1] if path.exists() else []
     results = []
     for cell in cells:
-        known = next((r for r in done if cell.items() <= r.items()), None)
+        known = _found(cell, path)
         if known is None or "failure" in known:
             new = {**cell, **measure(cell)}
-            done = [*(r for r in done if r is not known), new]
+            old = _found(cell, path)
+            done = [r for r in _done(path) if r != old]  # read again: another process may have written meanwhile
             known = new
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, as_json({"machine": machine(), "cells": done}))
+            write_atomically(path, as_json({"machine": machine(), "cells": [*done, new]}))
         results.append(known)
     return results
+
+
+def _done(path: Path) -> list[Cell]:
+    return stored(path)[1] if path.exists() else []
+
+
+def _found(cell: Cell, path: Path) -> Cell | None:
+    return next((r for r in _done(path) if cell.items() <= r.items()), None)
 
 
 def stored(path: Path) -> tuple[Cell, list[Cell]]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import export
-from benchmarks.cells import Cell, markdown, run_cells, spread
+from benchmarks.cells import Cell, markdown, run_cells, spread, stored
 from benchmarks.cifar_resnet import pretrained
 from benchmarks.peers import PEERS, SPARSE_SHARE, macs, pruned, sparsify_
 from diffprune import Budget, compress
@@ -190,9 +190,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     cells = grid(args.depth, args.epochs, args.factors, args.seeds)
-    results = run_cells(RESULTS, cells, lambda cell: measure(cell, args.data))
-    print(table(results))
-    picture(results, PICTURE)
+    print(table(run_cells(RESULTS, cells, lambda cell: measure(cell, args.data))))
+    picture(stored(RESULTS)[1], PICTURE)
 
 
 if __name__ == "__main__":
