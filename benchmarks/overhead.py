@@ -2,8 +2,8 @@
 
     python -m benchmarks.overhead
 
-Steps are forward, backward and SGD with momentum at batch 64; the gated one also meets the budget and updates the
-gates. Memory is the largest sum of all storages that live at one time of a step, seen by torch's profiler.
+Steps are forward, backward and SGD with momentum; the gated one also meets the budget and updates
+the gates. Memory is the largest sum of all storages that live at one time of a step, seen by torch's profiler.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from diffprune.search import GATE_LR, follow_
 from export.statistics import ratio_interval
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
-NETWORKS = {"resnet20": 32, "resnet18": 64, "resnet50": 64, "mobilenet_v2": 64}
-"""Names and image sizes."""
+NETWORKS = {"resnet20": (32, 128), "resnet18": (224, 32), "resnet50": (224, 16), "mobilenet_v2": (224, 32)}
+"""Names, image sizes and batches, as such networks are trained."""
 
 
 def build(name: str) -> nn.Module:
@@ -36,8 +36,8 @@ def build(name: str) -> nn.Module:
 
 def measure(cell: Cell) -> Cell:
     torch.manual_seed(0)
-    size = NETWORKS[cell["network"]]
-    model, x, labels = build(cell["network"]), torch.randn(64, 3, size, size), torch.randint(10, (64,))
+    size, batch = NETWORKS[cell["network"]]
+    model, x, labels = build(cell["network"]), torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
     gated = attach(model, surgery.trace(model.eval(), x[:2]))
     budget = Budget(macs=0.5)
     gates = torch.optim.Adam(gated.parameters_of_gates(), lr=GATE_LR)

@@ -28,14 +28,12 @@ def gains(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tenso
     Source: the optimal brain surgeon on structures and error curves of layers, as in ZipLM (Kurtic et al. 2023,
     arXiv 2302.04089); that each layer counts by its part in the residual stream is ours (docs/method.md).
     """
-    found = list(contribution(model, graph, inputs).split([group.units for group in graph.groups]))
     matters = relevance(model, graph, inputs)
+    found = list(contribution(model, graph, inputs, matters).split([group.units for group in graph.groups]))
     reads: dict[str, list[int]] = {}
     for i, group in enumerate(graph.groups):
         if len(group.readers) == 1:
-            name = group.readers[0].tensor
-            found[i] = found[i] * matters.get(name, 1.0)
-            reads.setdefault(name, []).append(i)
+            reads.setdefault(group.readers[0].tensor, []).append(i)
 
     def hear(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         read, given = rows_read(name, layer, x).float(), rows_given(name, layer, y).float()

@@ -1,5 +1,6 @@
 """Scores of units before any search: where the logits start."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,12 @@ from diffprune.budget import Budget
 from surgery import ChannelGraph, ExampleInputs, SizeModel, Slot, as_call, evaluating
 
 
-def contribution(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tensor:
+def contribution(
+    model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs, matters: Mapping[str, float] | None = None
+) -> Tensor:
     """The share of each unit in what its readers compute from `inputs`, summed over the readers.
+
+    Each reader counts by what `matters` says of its weight, 1 if nothing.
 
     A reader's energy of channel c is Var(x_c) * |W[:, c]|^2, the variance that the channel alone gives to the reader's
     outputs (its mean goes into the next bias or normalisation); shares are relative to the sum over its channels. A
@@ -36,7 +41,10 @@ def contribution(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -
             hook.remove()
     shares = []
     for group in graph.groups:
-        parts = [_share(energies[slot.tensor], tensors[slot.tensor], slot) for slot in group.readers]
+        parts = [
+            (matters or {}).get(slot.tensor, 1.0) * _share(energies[slot.tensor], tensors[slot.tensor], slot)
+            for slot in group.readers
+        ]
         shares.append(torch.stack(parts).sum(0))
     return torch.cat(shares) if shares else torch.empty(0)
 

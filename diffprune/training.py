@@ -34,7 +34,7 @@ class Recipe:
     weight_decay: float = 5e-4
     distill: float = 0.9
     temperature: float = 4.0
-    hints: float = 60.0
+    hints: float = 200.0
     warm_up: float = 0.05
 
     def rate(self, step: int, total: int) -> float:

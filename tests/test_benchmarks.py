@@ -11,7 +11,6 @@ from torch import nn
 import surgery
 from benchmarks import coverage
 from benchmarks.cells import markdown, run_cells, stored
-from benchmarks.cifar10 import table
 from benchmarks.cifar_resnet import CifarResNet, pretrained
 from diffprune.data import load_data
 from diffprune.recover import accuracy
@@ -53,14 +52,6 @@ def test_a_failure_is_kept_until_the_next_call_measures_again(tmp_path: Path) ->
 
 def test_a_markdown_table_has_its_head_first() -> None:
     assert markdown(("a", "b"), [("1", "2")]).splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
-
-
-def test_committed_results_give_their_table() -> None:
-    path = Path(__file__).parents[1] / "benchmarks" / "results" / "cifar10.json"
-    results = json.loads(path.read_text())["cells"]
-    lines = table(results).splitlines()
-    assert len(lines) == 2 + len({(r["depth"], r["macs"], r["epochs"], r["round_to"]) for r in results})
-    assert lines[2] in (path.parents[2] / "README.md").read_text()
 
 
 def test_committed_coverage_gives_its_document() -> None:

@@ -90,4 +90,8 @@ def test_the_grid_asks_resnet56_of_the_best_peers_only() -> None:
 
 def test_committed_results_give_their_table() -> None:
     _, results = stored(frontier.RESULTS)
-    assert frontier.table(results) in (Path(__file__).parents[1] / "docs" / "method.md").read_text()
+    table, root = frontier.table(results), Path(__file__).parents[1]
+    assert table in (root / "docs" / "method.md").read_text()
+    shown = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("| ResNet-56 |")]
+    assert len(shown) >= 2
+    assert set(shown) <= set(table.splitlines())
