@@ -28,13 +28,13 @@ from benchmarks.peers import PEERS, SPARSE_SHARE, macs, pruned, sparsify_
 from diffprune import Budget, compress
 from diffprune.data import Data, load_data
 from diffprune.hints import hinting
+from diffprune.pipeline import CALIBRATION
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.training import Recipe, endless, fit_
 
 RESULTS = Path(__file__).parent / "results" / "frontier.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "frontier.svg"
 OURS = "diffprune"
-CALIBRATION = 1000
 BEST_PEERS = ("magnitude", "taylor", "growing-reg")
 
 

@@ -1,5 +1,6 @@
 """After a cut: the layers of the small network fitted to what they gave in the dense one, by least squares."""
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.errors import BadData
-from diffprune.readings import linear_layers, listening, rows_given, rows_read
+from diffprune.readings import linear_layers, listening, read_by, rows_given, rows_read
 from diffprune.recover import tracking_norms
 from diffprune.sums import Operators, Summand, Watch, same_operators
 from surgery import ChannelGraph, evaluating
@@ -88,26 +89,27 @@ class _Fit:
         self.small, self.layers, self.given, self.sums = small, layers, dense.given, sums
         self.norms = {name: small.get_submodule(norm) for name, norm in dense.watch.norm_of.items()}
         self.shift: dict[nn.Module, Tensor] = {}  # mean errors of sums, which a BatchNorm's bias has to take
+        self.waiting = Counter(operator for operator, _ in sums.values())
         self.held: dict[int, Tensor] = {}
         self.operators = Operators(self._hold)
 
     def run(self, x: Tensor) -> None:
         with ExitStack() as hooks, self.operators:
             for name, layer in self.layers.items():
-                hooks.enter_context(layer.register_forward_pre_hook(partial(self._fit, name)))
+                hooks.enter_context(layer.register_forward_pre_hook(partial(self._fit, name), with_kwargs=True))
             for norm in tracking_norms(self.small):
-                hooks.enter_context(norm.register_forward_pre_hook(self._restate))
+                hooks.enter_context(norm.register_forward_pre_hook(self._restate, with_kwargs=True))
             self.small(x)
 
     def _hold(self, count: int, func: Any, args: tuple[Any, ...], result: Any) -> None:
-        if any(count == operator for operator, _ in self.sums.values()):
+        if count in self.waiting:
             self.held[count] = result
 
-    def _fit(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _fit(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(self.given.get(name, ())) != 1:  # a layer that runs twice has two targets
             return
         with self.operators.pause():
-            read, given = rows_read(name, layer, inputs[0]), self.given.pop(name)[0]
+            read, given = rows_read(name, layer, read_by(args, kwargs)), self.given.pop(name)[0]
             if name in self.sums:
                 given = given + self._missing(name, layer)
             if not (read.float().square().sum() + given.float().square().sum()).isfinite():
@@ -122,7 +124,10 @@ class _Fit:
     def _missing(self, name: str, layer: nn.Module) -> Tensor:
         """What the output of the layer has to make up for in the sum that it enters, at the places of its rows."""
         operator, wanted = self.sums[name]
-        error = wanted - rows_given(name, layer, self.held.pop(operator))
+        error = wanted - rows_given(name, layer, self.held[operator])
+        self.waiting[operator] -= 1
+        if not self.waiting[operator]:
+            del self.held[operator]
         if name not in self.norms:
             return error
         norm: Any = self.norms[name]
@@ -132,10 +137,10 @@ class _Fit:
         slope = norm.weight / (norm.running_var + norm.eps).sqrt()
         return torch.where(slope.abs() > FAINT * slope.abs().max(), error / slope, 0.0)
 
-    def _restate(self, norm: Any, inputs: tuple[Tensor, ...]) -> None:
+    def _restate(self, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The statistics of `norm` are those of its input; behind a fitted layer it maps as it did in the parent."""
         with self.operators.pause():
-            rows = inputs[0].transpose(0, 1).flatten(1)
+            rows = read_by(args, kwargs).transpose(0, 1).flatten(1).float()
             variance = rows.var(1)
             if norm in self.norms.values() and _scalable(norm):
                 norm.weight.mul_(((variance + norm.eps) / (norm.running_var + norm.eps)).sqrt())

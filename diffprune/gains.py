@@ -69,12 +69,13 @@ def eliminate(read: Tensor, given: Tensor, columns: Tensor) -> tuple[Tensor, Ten
     place, alive = columns.to(read.device), torch.arange(len(columns))
     while len(alive):
         own = weight[place]
-        losses = (own * torch.linalg.solve(inverse[place.unsqueeze(2), place.unsqueeze(1)], own)).sum((1, 2)).cpu()
-        worst = losses.argsort()[: max(1, len(alive) // ROUNDS)]
+        losses = (own * torch.linalg.solve(inverse[place.unsqueeze(2), place.unsqueeze(1)], own)).sum((1, 2))
+        losses = losses.clamp_min(0).cpu()  # rounding may leave dead units a little below
+        worst = losses.argsort(stable=True)[: max(1, len(alive) // ROUNDS)]
         gone = place[worst.to(place.device)].flatten()
         step = torch.linalg.solve(inverse[gone][:, gone], torch.cat((inverse[gone], weight[gone]), 1))
         lost = float((weight[gone] * step[:, len(inverse) :]).sum() / total)
-        parts = losses[worst].cumsum(0) / losses[worst].sum().clamp_min(1e-300)  # nothing is lost with dead units
+        parts = losses[worst].cumsum(0) / losses[worst].sum().clamp_min(1e-300)
         errors += [errors[-1] + lost * float(part) for part in parts]
         order += alive[worst].tolist()
         stays = torch.ones(len(inverse), dtype=torch.bool, device=place.device).index_fill(0, gone, False)

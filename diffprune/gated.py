@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from diffprune.bundles import Bundle, gate_of
 from diffprune.errors import NothingToCut
-from diffprune.gates import GATES, Gate
+from diffprune.gates import Gate, family
 from diffprune.products import products
 from diffprune.score import as_logits
 from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
@@ -152,9 +152,7 @@ def attach(
     `gate` is a family by name ("diffprune", "diffprune-deterministic", "hard-concrete") or an object with the
     methods of `gates.Gate`. Raises NothingToCut.
     """
-    if isinstance(gate, str) and gate not in GATES:
-        raise ValueError(f"gate is one of {', '.join(GATES)}; got {gate!r}")
-    return GatedModel(model, graph, GATES[gate] if isinstance(gate, str) else gate, bundles)
+    return GatedModel(model, graph, family(gate), bundles)
 
 
 def _group_of_gates(graph: ChannelGraph, of: Tensor) -> Tensor:

@@ -123,3 +123,12 @@ GATES: dict[str, Gate] = {
     "hard-concrete": HardConcrete(),
 }
 """The families by the names that `attach` and the command line take."""
+
+
+def family(gate: str | Gate) -> Gate:
+    """The family of that name; one that is given as an object stays. Raises ValueError."""
+    if not isinstance(gate, str):
+        return gate
+    if gate not in GATES:
+        raise ValueError(f"gate is one of {', '.join(GATES)}; got {gate!r}")
+    return GATES[gate]

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffprune.readings import linear_layers
+from diffprune.readings import linear_layers, read_by
 from surgery import ChannelGraph
 
 Read = dict[str, list[Tensor]]
@@ -64,12 +65,12 @@ def hinting(
     with ExitStack() as hooks:
         for model, read in ((parent, theirs), (small, ours)):
             for name, layer in linear_layers(model, layers).items():
-                hooks.enter_context(layer.register_forward_pre_hook(_remember(read, name)))
+                hooks.enter_context(layer.register_forward_pre_hook(_remember(read, name), with_kwargs=True))
         yield distance
 
 
-def _remember(read: Read, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        read.setdefault(name, []).append(inputs[0])
+def _remember(read: Read, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read.setdefault(name, []).append(read_by(args, kwargs))
 
     return hook

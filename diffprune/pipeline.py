@@ -67,10 +67,10 @@ def compress(
     """A smaller network that keeps `budget` of the dense cost and imitates `model`, which is left alone.
 
     `train` yields (inputs, labels) or inputs alone (then the parent's answers are the only target), `val` yields
-    (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; 0 selects by what
-    units contribute to their readers per cost, and only recalibrates. Widths stay multiples of `round_to` where they
-    were (`export.default_step()` is right for onnxruntime on this CPU). Units in one of the `bundles` stay or go
-    together; `bundles=branches` drops whole residual branches. The network must return logits, shape
+    (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; with 0 units are
+    chosen by their gain per cost and the rest is fitted, without any training. Widths stay multiples of `round_to`
+    where they were (`export.default_step()` is right for onnxruntime on this CPU). Units in one of the `bundles` stay
+    or go together; `bundles=branches` drops whole residual branches. The network must return logits, shape
     (N, classes). Frozen parameters stay as they are; if all are frozen, every step goes to the gates.
     Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
     tracing raises.
@@ -100,7 +100,7 @@ def compress(
             "look for values that are not finite in the data or the weights",
         )
     gated.start_from_(scores)
-    start = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
+    start = landing = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
     dense_accuracy, examples = accuracy(parent, val)
     tell({"phase": "dense", "accuracy": dense_accuracy})
 
@@ -109,7 +109,8 @@ def compress(
     share = SEARCH_SHARE if len(frozen) < len(list(parent.parameters())) else 1.0
     searching = min(max(round(share * total), int(share > 0)), total)
     search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
-    landing = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
+    if searching:
+        landing = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
     warnings = concerns(gated, budget, landing, start.flat, searching)
     for text in warnings:
         tell({"phase": "warning", "text": text})

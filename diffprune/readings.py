@@ -30,18 +30,24 @@ def linear_layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module
     return found
 
 
+def read_by(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer was called with."""
+    x: Tensor = args[0] if args else kwargs["input"]
+    return x
+
+
 @contextmanager
 def listening(
     layers: Mapping[str, nn.Module], hear: Callable[[str, nn.Module, Tensor, Tensor], None]
 ) -> Iterator[None]:
     """While inside, `hear(name, layer, inputs, outputs)` is told of every forward of the layers."""
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        return lambda layer, args, output: hear(name, layer, args[0], output)
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+        return lambda layer, args, kwargs, output: hear(name, layer, read_by(args, kwargs), output)
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_hook(hook(name)))
+            hooks.enter_context(layer.register_forward_hook(hook(name), with_kwargs=True))
         yield
 
 

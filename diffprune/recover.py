@@ -1,7 +1,5 @@
 """After a cut: normalisation statistics, and what the network can still do."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
 
 import torch
@@ -16,24 +14,6 @@ from surgery import evaluating
 def tracking_norms(model: nn.Module) -> list[_BatchNorm]:
     """BatchNorms with running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-
-
-@contextmanager
-def averaging(model: nn.Module) -> Iterator[None]:
-    """Inside, without gradients and in eval mode but for BatchNorm, whose statistics become the plain average over all
-    that passes; every module's own mode afterwards."""
-    norms = tracking_norms(model)
-    momenta = [norm.momentum for norm in norms]
-    try:
-        with torch.no_grad(), evaluating(model):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None
-                norm.train()
-            yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None:
@@ -55,9 +35,18 @@ def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None
             effect="the statistics were left as they are",
             fix="give at least one batch",
         )
-    with averaging(model):
-        for batch in chain([first], used):
-            model(unpack(batch, device)[0])
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with torch.no_grad(), evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the plain average over all batches
+                norm.train()
+            for batch in chain([first], used):
+                model(unpack(batch, device)[0])
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
     if not all(buffer.isfinite().all() for norm in norms for buffer in norm.buffers()):
         raise BadData(
             "the batches give statistics that are not finite",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from diffprune.budget import Budget
+from diffprune.readings import read_by
 from surgery import ChannelGraph, ExampleInputs, SizeModel, Slot, as_call, evaluating
 
 
@@ -28,7 +29,7 @@ def contribution(
     tensors = dict(model.named_parameters())
     called: dict[Tensor, str] = {tensors[name]: name for name in energies if name in tensors}
     hooks = [
-        module.register_forward_pre_hook(partial(_add_energy, energies, called[module.weight]))
+        module.register_forward_pre_hook(partial(_add_energy, energies, called[module.weight]), with_kwargs=True)
         for module in model.modules()
         if isinstance(module, nn.Linear | _ConvNd) and module.weight in called
     ]
@@ -49,9 +50,11 @@ def contribution(
     return torch.cat(shares) if shares else torch.empty(0)
 
 
-def _add_energy(energies: dict[str, Tensor], name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+def _add_energy(
+    energies: dict[str, Tensor], name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Add the energy of each channel that `layer` reads, shape (channels of its reading axis,)."""
-    x, weight, groups = inputs[0], layer.weight, getattr(layer, "groups", 1)
+    x, weight, groups = read_by(args, kwargs), layer.weight, getattr(layer, "groups", 1)
     axis = x.dim() - weight.dim() + 1 if isinstance(layer, _ConvNd) else x.dim() - 1
     spread = x.movedim(axis, 0).flatten(1).var(1, correction=0).view(groups, -1)
     reads = 0 if getattr(layer, "transposed", False) else 1

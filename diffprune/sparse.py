@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from diffprune.budget import Budget, shift_for
 from diffprune.errors import NothingToCut
-from diffprune.gates import GATES, Gate
+from diffprune.gates import Gate, family
 from diffprune.products import products
 from diffprune.score import as_logits
 
@@ -33,7 +33,7 @@ class SparseModel(nn.Module):
 
     def __init__(self, model: nn.Module, gate: str | Gate = "diffprune") -> None:
         super().__init__()
-        self.model, self.gate = copy.deepcopy(model), GATES[gate] if isinstance(gate, str) else gate
+        self.model, self.gate = copy.deepcopy(model), family(gate)
         weights = {name: p for name, p in self.model.named_parameters() if p.dim() > 1 and p.requires_grad}
         if not weights:
             raise NothingToCut(

@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from diffprune.readings import read_by
+
 ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 
 
@@ -67,7 +69,7 @@ class Watch:
     def inside(self, model: nn.Module) -> Iterator[None]:
         hooks = [layer.register_forward_hook(self._layer(name)) for name, layer in self.layers.items()]
         hooks += [
-            norm.register_forward_hook(self._norm(name))
+            norm.register_forward_hook(self._norm(name), with_kwargs=True)
             for name, norm in model.named_modules()
             if isinstance(norm, _BatchNorm)
         ]
@@ -85,8 +87,8 @@ class Watch:
         return hook
 
     def _norm(self, norm: str) -> Any:
-        def hook(layer: nn.Module, args: Any, output: Tensor) -> None:
-            name = self._from.get(args[0])
+        def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            name = self._from.get(read_by(args, kwargs))
             if name is not None and name not in self.norm_of:
                 self.norm_of[name], self._from[output] = norm, name
 

@@ -10,6 +10,8 @@ from zoo import ZOO, randomised
 
 import surgery
 from diffprune.compensate import RIDGE, compensate_
+from diffprune.gains import gains
+from diffprune.hints import hinting
 from diffprune.readings import PLACES, rows_given, rows_read
 from surgery import check_equal
 
@@ -146,6 +148,43 @@ def test_a_layer_makes_up_for_what_the_stream_has_lost(monkeypatch: pytest.Monke
     plain = surgery.cut(model, graph, keep)
     compensate_(plain, model, graph, keep, x)
     assert error(model, small, x) < 1e-3 < 0.05 < error(model, plain, x)
+
+
+class Fork(nn.Module):
+    """Two branches that are added to the same tensor, the second given by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1)
+        self.b, self.c, self.d = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) * 1.0
+        y = self.a(x).relu()
+        return torch.cat((x + self.b(y), x + self.c(y), self.d(input=x)), 1)
+
+
+def test_one_tensor_may_be_in_several_sums() -> None:
+    torch.manual_seed(0)
+    model, x = Fork().double().eval(), torch.randn(32, 3, 5, 5, dtype=torch.float64)
+    graph = surgery.trace(model, x)
+    keep = {"a": torch.arange(8) < 4}
+    small = surgery.cut(model, graph, keep)
+    before = error(model, small, x)
+    compensate_(small, model, graph, keep, x)
+    assert error(model, small, x) < before / 2
+
+
+def test_layers_may_be_called_by_keyword() -> None:
+    torch.manual_seed(0)
+    model, x = Fork().double().eval(), torch.randn(8, 3, 5, 5, dtype=torch.float64)
+    graph = surgery.trace(model, x)
+    assert gains(model, graph, x).isfinite().all()
+    keep = {"a": torch.arange(8) < 4}
+    small = surgery.cut(model, graph, keep)
+    with hinting(small, model, ["a.weight", "d.weight"], graph.checked(keep)[1]) as hint:
+        model(x), small(x)
+        assert hint() == 0
 
 
 def test_batch_norm_maps_a_fitted_layer_as_before_though_its_variance_fell() -> None:

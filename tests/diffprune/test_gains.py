@@ -61,6 +61,16 @@ def test_elimination_takes_what_costs_least_and_knows_what_is_left(
         kept.pop()
 
 
+def test_dead_units_go_first_and_cost_nothing() -> None:
+    read, given, columns = rows(40, 2, 0)
+    read[:, columns[30:].flatten()] = 0
+    order, errors = eliminate(read, given, columns)
+    assert set(order[30:].tolist()) == set(range(30, 40))
+    assert errors[30:].max() - errors[-1] < 1e-9
+    assert errors.min() > 0
+    assert errors.max() == pytest.approx(1, abs=0.01)
+
+
 def test_a_reader_of_two_groups_keeps_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -71,3 +71,8 @@ def test_the_input_model_is_left_alone_and_open_gates_change_nothing() -> None:
 def test_without_weights_it_is_refused() -> None:
     with pytest.raises(NothingToCut, match="no weight matrix"):
         SparseModel(nn.Sequential(nn.ReLU()))
+
+
+def test_an_unknown_family_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"gate is one of diffprune, .*; got 'soft'"):
+        SparseModel(torch.nn.Linear(3, 3), gate="soft")
