@@ -16,7 +16,9 @@ def relevance(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> d
     A layer that enters a sum: Var(output) / Var(sum), totals over channels, at most 1. A layer that only one other
     reads: as that one, for its output serves nothing else. All others: 1.
     """
-    owners = {m.weight: m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)}
+    owners: dict[Tensor, nn.Module] = {m.weight: m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)}
+    # the last layer of attention is not called, but what attention gives is its output
+    owners.update({m.out_proj.weight: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)})
     layers = {
         layer.weight: owners[weight]
         for layer in graph.layers

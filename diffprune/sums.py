@@ -81,8 +81,9 @@ class Watch:
                 hook.remove()
 
     def _layer(self, name: str) -> Any:
-        def hook(layer: nn.Module, args: Any, output: Tensor) -> None:
-            self._from[output], self._ran[name] = name, self.operators.count
+        def hook(layer: nn.Module, args: Any, output: Any) -> None:
+            first = output if isinstance(output, Tensor) else output[0]  # attention gives its weights as well
+            self._from[first], self._ran[name] = name, self.operators.count
 
         return hook
 

@@ -149,6 +149,25 @@ def test_a_layer_is_as_relevant_as_its_part_in_the_sum() -> None:
     assert found["stem.weight"] == pytest.approx(variance(stream) / variance(stream + branch), rel=1e-5)
 
 
+def test_attention_is_as_relevant_as_its_part_in_the_stream() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+    torch.manual_seed(0)
+    model, x = Block().double().eval(), torch.randn(4, 5, 8, dtype=torch.float64, generator=GENERATOR)
+    graph = surgery.trace(model, x)
+    found = relevance(model, graph, x)
+    with torch.no_grad():
+        attention = model.attention(x, x, x, need_weights=False)[0]
+    part = float(attention.var((0, 1), correction=0).sum() / (x + attention).var((0, 1), correction=0).sum())
+    assert found["attention.out_proj.weight"] == pytest.approx(part, rel=1e-5)
+
+
 def test_a_fainter_branch_gains_less() -> None:
     loud, faint = (surgery.SizeModel(case[1]).keep(gains(*case)) for case in (branches(1.0), branches(0.1)))
     assert (faint["d"] < 0.05 * loud["d"]).all()
