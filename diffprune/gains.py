@@ -11,6 +11,12 @@ from diffprune.relevance import relevance
 from diffprune.score import contribution
 from surgery import ChannelGraph, ExampleInputs, as_call, evaluating
 
+ROWS = 2
+"""Times the number of inputs: with fewer rows the fit would follow the rows."""
+
+WIDEST = 8192
+"""Inputs of a reader for which matrices of all pairs of them are made."""
+
 ROUNDS = 16
 """A round of elimination takes one unit in so many away, at least one: 16 end where one at a time does."""
 
@@ -21,8 +27,9 @@ def gains(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tenso
     Units of a group are eliminated worst first, with the weights of the reader fitted anew each time; the best n leave
     an error e(n). On the lower convex hull of e the n-th unit gains the fall of its segment, per unit, times the
     `relevance` of the reader. A threshold on gain per cost then is Lagrange's answer to which widths make the least
-    error in all under a budget. Units with several readers, and those whose reader is no plain layer or reads more
-    channels than there are places, gain their `contribution`.
+    error in all under a budget. Where there are few rows for the inputs of the reader, one factor for each unit is
+    fitted instead, as in channel pruning (He, Zhang, Sun 2017, arXiv 1707.06168). Units with several readers, and those
+    whose reader is no plain layer or has more than WIDEST inputs, gain their `contribution`.
     Shape (units,), at least 0, float64; flat in the order of `SizeModel`.
 
     Source: the optimal brain surgeon on structures and error curves of layers, as in ZipLM (Kurtic et al. 2023,
@@ -37,13 +44,15 @@ def gains(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tenso
 
     def hear(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         read, given = rows_read(name, layer, x).float(), rows_given(name, layer, y).float()
-        if len(read) > read.shape[1] and read.isfinite().all() and given.isfinite().all():
-            kernel = model.get_parameter(name)[0, 0].numel()
-            for i in reads.pop(name, ()):  # a layer that runs twice is heard once
-                positions = graph.groups[i].readers[0].positions
-                columns = (positions.unsqueeze(2) * kernel + torch.arange(kernel)).flatten(1)
-                order, errors = eliminate(read - read.mean(0), given - given.mean(0), columns)
-                found[i][order] = matters[name] * falls(errors)
+        if read.shape[1] > WIDEST or not (read.isfinite().all() and given.isfinite().all()):
+            return
+        read, given, weight = read - read.mean(0), given - given.mean(0), model.get_parameter(name)
+        for i in reads.pop(name, ()):  # a layer that runs twice is heard once
+            positions = graph.groups[i].readers[0].positions
+            columns = (positions.unsqueeze(2) * weight[0, 0].numel() + torch.arange(weight[0, 0].numel())).flatten(1)
+            fitted = _weights if len(read) > ROWS * read.shape[1] else _factors
+            order, errors = eliminate(*fitted(read, given, weight.flatten(1).float(), columns))
+            found[i][order] = matters[name] * falls(errors)
 
     args, kwargs = as_call(inputs)
     with torch.no_grad(), evaluating(model), listening(linear_layers(model, list(reads)), hear):
@@ -51,22 +60,43 @@ def gains(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tenso
     return torch.cat(found) if found else torch.empty(0)
 
 
-def eliminate(read: Tensor, given: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The units from the best to the worst, and the share of `given` that the first n of them leave unexplained.
+Problem = tuple[Tensor, Tensor, Tensor, Tensor]
+"""What `eliminate` takes."""
 
-    Row i of `columns`, shape (units, k), tells which columns of `read`, shape (rows, inputs), are those of unit i; the
-    others stay. Returns shapes (units,) and (units + 1,). With H = A^T A + ridge and W = H^-1 A^T Y, the loss of the
-    columns S costs <W_S, (H^-1)_SS^-1 W_S>; both are updated for what is left.
+
+def _weights(read: Tensor, given: Tensor, weight: Tensor, columns: Tensor) -> Problem:
+    """All weights of the reader are fitted."""
+    return (read.T @ read).double(), (read.T @ given).double(), given.double().square().sum(), columns
+
+
+def _factors(read: Tensor, given: Tensor, weight: Tensor, columns: Tensor) -> Problem:
+    """One factor for the old weights of each unit is fitted, since few rows could be met by weights of any sort.
+
+    The inner product of what two units give is the sum over a block of (A^T A) * (W^T W).
     """
-    hessian = (read.T @ read).double()
+    chosen = columns.flatten().to(read.device)
+    read, weight = read[:, chosen], weight[:, chosen]
+    products = ((read.T @ read) * (weight.T @ weight)).double().unflatten(0, columns.shape).sum(1)
+    products = products.unflatten(1, columns.shape).sum(2)
+    return products, products.sum(1, keepdim=True), given.double().square().sum(), torch.arange(len(columns))[:, None]
+
+
+def eliminate(hessian: Tensor, target: Tensor, total: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The units from the best to the worst, and the share of Y that the first n of them leave unexplained.
+
+    `hessian` is A^T A, shape (inputs, inputs), `target` A^T Y, `total` |Y|^2. Row i of `columns`, shape (units, k),
+    tells which inputs are those of unit i; the others stay. Returns shapes (units,) and (units + 1,). With
+    H = A^T A + ridge and W = H^-1 A^T Y, the loss of the inputs S costs <W_S, (H^-1)_SS^-1 W_S>; both are updated for
+    what is left.
+    """
+    hessian = hessian.clone()
     hessian.diagonal().add_(RIDGE * hessian.diagonal().mean().clamp_min(1e-12))
-    target = (read.T @ given).double()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     weight = inverse @ target
-    total = given.double().square().sum().clamp_min(1e-12)
+    total = total.clamp_min(1e-12)
     errors = [float(1 - (target * weight).sum() / total)]
     order: list[int] = []
-    place, alive = columns.to(read.device), torch.arange(len(columns))
+    place, alive = columns.to(hessian.device), torch.arange(len(columns))
     while len(alive):
         own = weight[place]
         losses = (own * torch.linalg.solve(inverse[place.unsqueeze(2), place.unsqueeze(1)], own)).sum((1, 2))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 import surgery
-from diffprune.gains import eliminate, falls, gains
+from diffprune.gains import Problem, _factors, _weights, eliminate, falls, gains
 from diffprune.relevance import relevance
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ def test_elimination_takes_what_costs_least_and_knows_what_is_left(
 ) -> None:
     monkeypatch.setattr("diffprune.gains.RIDGE", 1e-10)
     read, given, columns = rows(units, kernel, others)
-    order, errors = eliminate(read, given, columns)
+    order, errors = eliminate(*_weights(read, given, torch.empty(0), columns))
     assert sorted(order.tolist()) == list(range(units))
     for n in range(units + 1) if units < 20 else (0, 1, 8, 15, units):  # of 32 and more, several go in a round
         assert errors[n] == pytest.approx(left(read, given, columns, order[:n].tolist()), rel=1e-4, abs=1e-6)
@@ -61,10 +61,32 @@ def test_elimination_takes_what_costs_least_and_knows_what_is_left(
         kept.pop()
 
 
+def test_factors_are_those_of_what_units_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffprune.gains.RIDGE", 1e-10)
+    read, _, columns = rows(6, 3, 4)
+    weight = torch.randn(5, read.shape[1], generator=GENERATOR)
+    parts = torch.stack([(read[:, unit] @ weight[:, unit].T).flatten() for unit in columns], 1)
+    given = read[:, 4:] @ weight[:, 4:].T  # the other columns give nothing
+    order, errors = eliminate(*_factors(read, given, weight, columns))
+    for n in range(7):
+        expected = left(parts, given.reshape(-1, 1), torch.arange(6)[:, None], order[:n].tolist())
+        assert errors[n] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_few_rows_are_met_by_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph, x = branches(1.0)
+    free = surgery.SizeModel(graph).keep(gains(model, graph, x))
+    monkeypatch.setattr("diffprune.gains.ROWS", 1000)
+    bound = surgery.SizeModel(graph).keep(gains(model, graph, x))
+    assert not torch.allclose(free["d"], bound["d"])
+    assert (free["d"].argmax() == bound["d"].argmax()).all()
+    assert bound["d"].sum() == pytest.approx(float(free["d"].sum()), rel=0.2)
+
+
 def test_dead_units_go_first_and_cost_nothing() -> None:
     read, given, columns = rows(40, 2, 0)
     read[:, columns[30:].flatten()] = 0
-    order, errors = eliminate(read, given, columns)
+    order, errors = eliminate(*_weights(read, given, torch.empty(0), columns))
     assert set(order[30:].tolist()) == set(range(30, 40))
     assert errors[30:].max() - errors[-1] < 1e-9
     assert errors.min() > 0
@@ -85,11 +107,11 @@ def test_a_reader_of_two_groups_keeps_the_other(monkeypatch: pytest.MonkeyPatch)
     model, x = Net().double().eval(), torch.randn(40, 3, 9, 9, generator=GENERATOR, dtype=torch.float64)
     graph, heard = surgery.trace(model, x[:2]), []
 
-    def seen(read: Tensor, given: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    def seen(read: Tensor, given: Tensor, weight: Tensor, columns: Tensor) -> Problem:
         heard.append((read.shape, columns))
-        return eliminate(read, given, columns)
+        return _weights(read, given, weight, columns)
 
-    monkeypatch.setattr("diffprune.gains.eliminate", seen)
+    monkeypatch.setattr("diffprune.gains._weights", seen)
     found = surgery.SizeModel(graph).keep(gains(model, graph, x))
     (shape, first), (_, second) = heard
     assert shape == (40 * 25, 81)
