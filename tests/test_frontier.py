@@ -84,7 +84,7 @@ def test_the_table_and_the_picture_show_every_cell(tmp_path: Path) -> None:
 
 def test_the_grid_asks_resnet56_of_the_best_peers_only() -> None:
     grid = frontier.grid([20, 56], [0.0, 1.0], [2, 3, 5], [0, 1])
-    assert len(grid) == 2 * (2 * 3 * (1 + len(PEERS)) + 2 * 2 * 4)
+    assert len(grid) == 2 * (2 * 3 * (2 + len(PEERS)) + 2 * 2 * 5)
     assert grid[0] == {"depth": 20, "epochs": 0.0, "factor": 2, "method": "diffprune", "seed": 0}
 
 
