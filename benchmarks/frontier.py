@@ -35,7 +35,7 @@ from diffprune.training import Recipe, endless, fit_
 RESULTS = Path(__file__).parent / "results" / "frontier.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "frontier.svg"
 OURS = {"diffprune": 1, "diffprune-4": 4}
-"""Ours with widths as they come, like those of the peers, and with multiples of 4, which onnxruntime computes faster."""
+"""Ours with widths as they come, like the peers, and with multiples of 4, which onnxruntime computes faster."""
 BEST_PEERS = ("magnitude", "taylor", "growing-reg")
 
 
