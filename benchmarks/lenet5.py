@@ -86,7 +86,7 @@ def measure(cell: Cell, data: Path) -> Cell:
 
 def table(results: list[Cell]) -> str:
     rows = []
-    for macs in dict.fromkeys(r["macs"] for r in results):
+    for macs in sorted({r["macs"] for r in results}, reverse=True):
         mine = [r for r in results if r["macs"] == macs]
         errors = [100 * r["error"] for r in mine]
         widths = ", ".join("-".join(map(str, r["widths"])) for r in mine)

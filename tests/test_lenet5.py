@@ -1,8 +1,11 @@
 """The LeNet-5 benchmark's own parts."""
 
+from pathlib import Path
+
 import torch
 
 from benchmarks import lenet5
+from benchmarks.cells import stored
 from surgery import SizeModel, trace
 
 
@@ -28,3 +31,8 @@ def test_the_table_has_one_line_for_each_budget() -> None:
     lines = lenet5.table([cell, {**cell, "error": 0.008}, {**cell, "macs": 0.05}]).splitlines()
     assert lines[2] == "| 5.0x | 0.70 ± 0.14 | 5-10-50, 5-10-50 | 400 k | 30.0 k | 2.0 |"
     assert len(lines) == 4
+
+
+def test_committed_results_give_their_table() -> None:
+    _, results = stored(lenet5.RESULTS)
+    assert lenet5.table(results) in (Path(__file__).parents[1] / "README.md").read_text()
