@@ -23,24 +23,18 @@ def run_cells(path: Path, cells: list[Cell], measure: Callable[[Cell], Cell]) ->
     """
     results = []
     for cell in cells:
-        known = _found(cell, path)
+        known = next((r for r in _done(path) if cell.items() <= r.items()), None)
         if known is None or "failure" in known:
-            new = {**cell, **measure(cell)}
-            old = _found(cell, path)
-            done = [r for r in _done(path) if r != old]  # read again: another process may have written meanwhile
-            known = new
+            known = {**cell, **measure(cell)}
+            others = [r for r in _done(path) if not cell.items() <= r.items()]  # another process may have written
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, as_json({"machine": machine(), "cells": [*done, new]}))
+            write_atomically(path, as_json({"machine": machine(), "cells": [*others, known]}))
         results.append(known)
     return results
 
 
 def _done(path: Path) -> list[Cell]:
     return stored(path)[1] if path.exists() else []
-
-
-def _found(cell: Cell, path: Path) -> Cell | None:
-    return next((r for r in _done(path) if cell.items() <= r.items()), None)
 
 
 def stored(path: Path) -> tuple[Cell, list[Cell]]:

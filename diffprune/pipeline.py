@@ -107,7 +107,7 @@ def compress(
     batches, total = endless(train), round(epochs * _length(train)) if epochs else 0
     frozen = [p.numel() for p in parent.parameters() if not p.requires_grad]
     share = SEARCH_SHARE if len(frozen) < len(list(parent.parameters())) else 1.0
-    searching = min(max(round(share * total), int(share > 0)), total)
+    searching = min(max(round(share * total), 1), total)
     search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
     if searching:
         landing = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)

@@ -1,7 +1,7 @@
 """Which sums the outputs of layers enter, such as residual streams, seen in one forward."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,18 +67,13 @@ class Watch:
 
     @contextmanager
     def inside(self, model: nn.Module) -> Iterator[None]:
-        hooks = [layer.register_forward_hook(self._layer(name)) for name, layer in self.layers.items()]
-        hooks += [
-            norm.register_forward_hook(self._norm(name), with_kwargs=True)
-            for name, norm in model.named_modules()
-            if isinstance(norm, _BatchNorm)
-        ]
-        try:
-            with self.operators:
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as hooks, self.operators:
+            for name, layer in self.layers.items():
+                hooks.enter_context(layer.register_forward_hook(self._layer(name)))
+            for name, norm in model.named_modules():
+                if isinstance(norm, _BatchNorm):
+                    hooks.enter_context(norm.register_forward_hook(self._norm(name), with_kwargs=True))
+            yield
 
     def _layer(self, name: str) -> Any:
         def hook(layer: nn.Module, args: Any, output: Any) -> None:
