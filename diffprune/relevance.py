@@ -33,7 +33,8 @@ def relevance(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> d
     args, kwargs = as_call(inputs)
     with torch.no_grad(), evaluating(model), Watch(layers, entered).inside(model):
         model(*args, **kwargs)
-    return {layer.weight: _followed(layer.weight, shares, _only_reader(graph)) for layer in graph.layers}
+    only_reader = _only_reader(graph)
+    return {layer.weight: _followed(layer.weight, shares, only_reader) for layer in graph.layers}
 
 
 def _variance(value: Tensor) -> float:
