@@ -4,8 +4,10 @@ from export.alignment import Step, default_step, probe_step
 from export.comparison import Comparison, compare
 from export.errors import BadOnnx, CannotMeasure, DeviceMissing, ExportError, NotExportable, ParityFailed
 from export.latency import Latency, measure
+from export.layers import LayerKind, TimedLayer, Widths, cache_folder, layer_table, layers_of
 from export.machine import Machine, this_machine
 from export.parity import BatchParity, Parity, check_parity
+from export.profiling import NodeTime, profile
 from export.statistics import Interval
 from export.writing import OnnxFile, to_onnx
 
@@ -18,17 +20,25 @@ __all__ = [
     "ExportError",
     "Interval",
     "Latency",
+    "LayerKind",
     "Machine",
+    "NodeTime",
     "NotExportable",
     "OnnxFile",
     "Parity",
     "ParityFailed",
     "Step",
+    "TimedLayer",
+    "Widths",
+    "cache_folder",
     "check_parity",
     "compare",
     "default_step",
+    "layer_table",
+    "layers_of",
     "measure",
     "probe_step",
+    "profile",
     "this_machine",
     "to_onnx",
 ]

@@ -21,7 +21,8 @@ class SizeModel:
 
     `units` orders the units of all groups as one flat vector, as `flat` does. For chances p of independent units,
     `params(p)` and `macs(p)` are the expected cost, exact as long as no group lies on both axes of one weight (there
-    the variance of its width is missing); for zeros and ones they are the true cost always.
+    the variance of its width is missing); for zeros and ones they are the true cost always. `axes` maps every (tensor,
+    axis) that has a width of its own to its place in `lengths`.
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
@@ -35,6 +36,7 @@ class SizeModel:
                 axis_of.append(torch.full((group.units,), axis))
                 counts.append(torch.full((group.units,), float(slot.positions.shape[1])))
             offset += group.units
+        self.axes = keys
         self._unit = torch.cat(unit_of) if unit_of else torch.empty(0, dtype=torch.long)
         self._axis = torch.cat(axis_of) if axis_of else torch.empty(0, dtype=torch.long)
         self._count = torch.cat(counts).double() if counts else torch.empty(0).double()
@@ -64,6 +66,10 @@ class SizeModel:
         """Multiply-adds per example for `open_`, shape (units,), values in [0, 1]. float64 scalar."""
         products, lengths = self._products(open_)
         return (self._macs.to(open_.device) * products * lengths[self._over]).sum()
+
+    def lengths(self, open_: Tensor) -> Tensor:
+        """The expected width of every axis in `axes`, float64, for `open_`, shape (units,); a 1 comes last."""
+        return self._products(open_)[1]
 
     def of(self, keep: Keep) -> Size:
         """The true size for a keep. Raises BadKeep."""

@@ -1,0 +1,81 @@
+"""Building a `TimedSize`: the dense network is exported and profiled, and each of its layers measured at many widths."""
+
+import tempfile
+from collections import defaultdict, deque
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+
+from torch import nn
+
+import export
+from diffprune.timed import SHARES, Axis, Grid, Placed, TimedSize
+from export import LayerKind, TimedLayer, Widths
+from surgery import ChannelGraph, SizeModel
+
+
+def timed_size(
+    dense: Path,
+    graph: ChannelGraph,
+    *,
+    step: int,
+    threads: int = 1,
+    batch: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, all_: None,
+) -> TimedSize:
+    """The latency of what may be cut from the network in the file `dense`, on this machine's CPU.
+
+    Widths are measured at multiples of `step`. The file must be `export.to_onnx` of the network of `graph`. Layers that
+    are not found in the graph count among the rest. Measurements are remembered (`export.cache_folder`).
+    """
+    layers, others = export.layers_of(dense, export.profile(dense, threads=threads, batch=batch))
+    placed, strangers = _placed(layers, graph)
+    axes = SizeModel(graph).axes
+    grids = [_grid(layer, axes, step) for layer in placed]
+    wanted: dict[LayerKind, list[Widths]] = defaultdict(list)
+    for layer, grid in zip(placed, grids, strict=True):
+        wanted[layer.timed.kind] += grid.pairs(layer.timed.kind)
+    table = export.layer_table(wanted, threads=threads, batch=batch, on_progress=on_progress)
+    rest = sum(node.ms for node in others) + sum(layer.ms for layer in strangers)
+    return TimedSize(graph, placed, grids, table, rest)
+
+
+def _placed(layers: list[TimedLayer], graph: ChannelGraph) -> tuple[list[Placed], list[TimedLayer]]:
+    """The layers that are in the graph, and the others.
+
+    Weights keep their names in the file, but for those of matrix products, which are transposed and renamed: they are
+    found by their shape, in the order in which layers run.
+    """
+    renamed: dict[Widths, deque[str]] = defaultdict(deque)
+    named = {layer.weight for layer in layers}
+    for layer in graph.layers:
+        shape = graph.shapes.get(layer.weight, ())
+        if len(shape) == 2 and layer.weight not in named:
+            renamed[shape[1], shape[0]].append(layer.weight)
+    placed, strangers = [], []
+    for timed in layers:
+        waiting = renamed[timed.widths] if timed.kind.op == "MatMul" and timed.weight not in graph.shapes else None
+        weight = waiting.popleft() if waiting else timed.weight
+        if weight in graph.shapes:
+            placed.append(Placed(timed, _axes(timed, weight), max(timed.kind.groups, 1)))
+        else:
+            strangers.append(timed)
+    return placed, strangers
+
+
+def _axes(timed: TimedLayer, weight: str) -> tuple[Axis, Axis]:
+    """Where torch keeps the channels in and out; a depthwise convolution has both on one axis."""
+    if timed.kind.groups == 0:
+        return (weight, 0), (weight, 0)
+    return ((weight, 0), (weight, 1)) if timed.kind.op == "ConvTranspose" else ((weight, 1), (weight, 0))
+
+
+def _grid(layer: Placed, axes: dict[Axis, int], step: int) -> Grid:
+    def points(width: int, axis: Axis, groups: int) -> tuple[int, ...]:
+        if axis not in axes:
+            return (width,)
+        unit = step * groups
+        return tuple(sorted({min(ceil(width * share / unit) * unit, width) for share in (1e-9, *SHARES)}))
+
+    inside, outside = layer.timed.widths
+    return Grid(points(inside, layer.axes[0], layer.groups), points(outside, layer.axes[1], layer.groups))

@@ -1,0 +1,197 @@
+"""The latency of single layers at several widths, measured on the target runtime and remembered."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.errors import BadOnnx
+from export.machine import this_machine
+from export.profiling import NodeTime, profile
+
+Widths = tuple[int, int]
+"""Channels in and out of a layer."""
+
+RUNS = 12
+"""The fastest of so many runs stays within 2 % from one build of a table to the next, 30 change nothing."""
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """A layer but for its widths: `positions` is the input without batch and channels, `groups` 0 if depthwise.
+
+    `attributes` are ONNX's: strides, pads, dilations and the like.
+    """
+
+    op: str
+    kernel: tuple[int, ...]
+    attributes: tuple[tuple[str, tuple[int, ...]], ...]
+    groups: int
+    positions: tuple[int, ...]
+
+    def entry(self, widths: Widths) -> str:
+        """The name of a measurement."""
+        details = "".join(f" {name}={'x'.join(map(str, values))}" for name, values in self.attributes)
+        at = "x".join(map(str, self.positions)) or "1"
+        kernel = "x".join(map(str, self.kernel)) or "1"
+        return f"{self.op} {kernel} groups={self.groups or 'depthwise'} on {at}{details}: {widths[0]} to {widths[1]}"
+
+
+@dataclass(frozen=True)
+class TimedLayer:
+    """A layer of a file: its kind, its widths, the initializer that holds its weight, its milliseconds in the file."""
+
+    kind: LayerKind
+    widths: Widths
+    weight: str
+    output: tuple[int, ...]
+    ms: float
+
+
+def layers_of(path: str | Path, times: Iterable[NodeTime]) -> tuple[list[TimedLayer], list[NodeTime]]:
+    """The layers of a file with a weight, and the rest of its nodes. `times` is its profile."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    nodes = {node.name: node for node in graph.node}
+    shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+    layers, rest = [], []
+    for time in times:
+        if time.layer is None:
+            rest.append(time)
+            continue
+        node = nodes[time.layer]
+        kind, widths = _kind(node, shapes[node.input[1]], time.inputs[0])
+        layers.append(TimedLayer(kind, widths, node.input[1], time.output, time.ms))
+    return layers, rest
+
+
+def _kind(node: onnx.NodeProto, weight: tuple[int, ...], read: tuple[int, ...]) -> tuple[LayerKind, Widths]:
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type in ("Gemm", "MatMul"):
+        flipped = bool(given.get("transB", 0))
+        widths = (weight[1], weight[0]) if flipped else (weight[0], weight[1])
+        return LayerKind("MatMul", (), (), 1, read[1:-1]), widths
+    kept = ("strides", "pads", "dilations", "output_padding")
+    attributes = tuple((name, tuple(given[name])) for name in kept if name in given)
+    groups = int(given.get("group", 1))
+    depthwise = groups > 1 and weight[1] == 1 and weight[0] == groups
+    inside, outside = (weight[1] * groups, weight[0]) if node.op_type == "Conv" else (weight[0], weight[1] * groups)
+    kind = LayerKind(node.op_type, weight[2:], attributes, 0 if depthwise else groups, read[2:])
+    return kind, (inside, outside)
+
+
+def layer_table(
+    wanted: Mapping[LayerKind, Sequence[Widths]],
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    folder: Path | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, all_: None,
+) -> dict[tuple[LayerKind, Widths], float]:
+    """Milliseconds of each layer wanted, the fastest of RUNS.
+
+    All widths of a kind are measured side by side in one file, by onnxruntime's profiler: only the layer itself counts,
+    not the change of layout before and after it, which neighbours in a network do not have. What was measured before on
+    this CPU with this onnxruntime, `threads` and `batch` is read from `folder`, by default `cache_folder()`, where it
+    is added kind by kind: a table that was interrupted goes on.
+    """
+    file = (folder or cache_folder()) / f"layers-{_target(threads, batch)}.json"
+    known = _read(file)
+    for done, (kind, pairs) in enumerate(wanted.items()):
+        on_progress(done, len(wanted))
+        missing = [widths for widths in dict.fromkeys(pairs) if kind.entry(widths) not in known]
+        if missing:
+            known |= _measured(kind, missing, threads, batch)
+            _write(file, _read(file) | known)
+    on_progress(len(wanted), len(wanted))
+    return {(kind, widths): known[kind.entry(widths)] for kind, pairs in wanted.items() for widths in pairs}
+
+
+def cache_folder() -> Path:
+    """Where measurements are remembered: $XDG_CACHE_HOME/diffprune, or ~/.cache/diffprune."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffprune"
+
+
+def _target(threads: int, batch: int) -> str:
+    """Names what a measurement holds for: CPU, runtime, threads, batch, precision."""
+    machine = this_machine()
+    text = json.dumps([machine.cpu, machine.isa, machine.onnxruntime, threads, batch, "fp32", RUNS])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, float]:
+    """What is remembered; nothing if the file is not there or is no longer whole."""
+    try:
+        return {str(entry): float(ms) for entry, ms in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _write(file: Path, known: Mapping[str, float]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as draft:
+        draft.write(json.dumps(known, indent=0))
+    os.replace(draft.name, file)
+
+
+def _measured(kind: LayerKind, pairs: Sequence[Widths], threads: int, batch: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layers.onnx"
+        onnx.save(_side_by_side(kind, pairs, batch), str(path))
+        times = {time.layer: time.ms for time in profile(path, threads=threads, batch=batch, runs=RUNS)}
+    missing = [widths for widths in pairs if _name(widths) not in times]
+    if missing:
+        raise BadOnnx(
+            f"onnxruntime's profile does not show {kind.entry(missing[0])}", at="a file of single layers",
+            effect="the latency of layers is not known", fix="please report this with your version of onnxruntime",
+        )
+    return {kind.entry(widths): max(times[_name(widths)], 5e-4) for widths in pairs}  # half of the clock's microsecond
+
+
+def _side_by_side(kind: LayerKind, pairs: Sequence[Widths], batch: int) -> onnx.ModelProto:
+    """One file with a layer for each of `pairs`; those of the same width read the same input."""
+    generator = np.random.default_rng(0)
+    nodes, weights, outputs = [], [], []
+    for widths in pairs:
+        name = _name(widths)
+        shape = _weight_shape(kind, widths)
+        values = generator.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(np.prod(shape[1:])))
+        weights.append(numpy_helper.from_array(values, f"weight_{name}"))
+        attributes: dict[str, Any] = {key: list(entry) for key, entry in kind.attributes}
+        if kind.op != "MatMul":
+            attributes["group"] = kind.groups or widths[0]
+        product = f"product_{name}"
+        nodes.append(helper.make_node(kind.op, [f"x_{widths[0]}", f"weight_{name}"], [product], name, **attributes))
+        nodes.append(helper.make_node("Relu", [product], [f"y_{name}"]))  # fused, as it mostly is in networks
+        outputs.append(helper.make_tensor_value_info(f"y_{name}", TensorProto.FLOAT, None))
+    inputs = [
+        helper.make_tensor_value_info(f"x_{width}", TensorProto.FLOAT, _input_shape(kind, width, batch))
+        for width in dict.fromkeys(widths[0] for widths in pairs)
+    ]
+    graph = helper.make_graph(nodes, "layers", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def _weight_shape(kind: LayerKind, widths: Widths) -> tuple[int, ...]:
+    inside, outside = widths
+    if kind.op == "MatMul":
+        return widths
+    groups = kind.groups or inside
+    return (*((outside, inside // groups) if kind.op == "Conv" else (inside, outside // groups)), *kind.kernel)
+
+
+def _input_shape(kind: LayerKind, width: int, batch: int) -> tuple[int, ...]:
+    return (batch, *kind.positions, width) if kind.op == "MatMul" else (batch, width, *kind.positions)
+
+
+def _name(widths: Widths) -> str:
+    return f"{widths[0]}_{widths[1]}"
+
+
