@@ -16,8 +16,12 @@ TOLERANCE = 0.01
 """A structure this close below its budget has met it."""
 
 
+COSTS = {"macs": "macs", "params": "params", "speedup": "latency"}
+"""What each kind of budget limits, as `SizeModel` and `TimedSize` name it."""
+
+
 class Cost(Protocol):
-    """What a budget asks of a `SizeModel`."""
+    """What a budget asks of a `SizeModel`; one of speed-up asks a `TimedSize`, which knows `latency` too."""
 
     def params(self, open_: Tensor) -> Tensor: ...
 
@@ -26,9 +30,9 @@ class Cost(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """The share of the dense cost that may remain: exactly one of `macs` and `params`, in (0, 1].
+    """What may remain: exactly one of `macs` and `params`, shares of the dense cost in (0, 1], and `speedup`.
 
-    `speedup` (dense latency / pruned latency) is part of the contract but not met yet: it is refused.
+    `speedup` is dense latency / pruned latency, above 1, on the CPU that runs the search: its share is 1 / speedup.
     """
 
     macs: float | None = None
@@ -39,26 +43,34 @@ class Budget:
         given = {k: v for k, v in vars(self).items() if v is not None}
         if len(given) != 1:
             raise _bad(f"exactly one of macs, params and speedup is asked; got {given or 'none'}")
-        if self.speedup is not None:
-            raise _bad(
-                f"a budget of speedup={self.speedup} cannot be searched for yet",
-                fix="ask for macs=... with round_to='auto'; on aligned widths the speed-up is close to 1 / macs",
-            )
+        if self.speedup is not None and not 1 < self.speedup < float("inf"):
+            raise _bad(f"speedup is dense latency / pruned latency, above 1; got {self.speedup:g}")
         if not 0 < self.share <= 1:
             raise _bad(f"{self.kind} is a share of the dense cost, above 0 and at most 1; got {self.share:g}")
 
     @property
     def kind(self) -> str:
-        return "macs" if self.macs is not None else "params"
+        return next(kind for kind, value in vars(self).items() if value is not None)
+
+    @property
+    def asked(self) -> float:
+        """The number that was given."""
+        return float(vars(self)[self.kind])
 
     @property
     def share(self) -> float:
-        return float(self.macs if self.macs is not None else self.params or 0.0)
+        """The share of the dense cost that may remain."""
+        return 1 / self.asked if self.speedup is not None else self.asked
 
     def cost(self, size: Cost, open_: Tensor) -> Tensor:
         """The cost of `open_`, shape (units,), values in [0, 1], as a share of the dense one. float64 scalar."""
-        cost = size.macs if self.kind == "macs" else size.params
-        return cost(open_) / cost(torch.ones_like(open_, dtype=torch.float64))
+        cost = getattr(size, COSTS[self.kind], None)
+        if cost is None:
+            raise _bad(
+                "a speed-up is asked of a network whose latency is not known", "give the TimedSize of timed_size"
+            )
+        found: Tensor = cost(open_) / cost(torch.ones_like(open_, dtype=torch.float64))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,23 +214,38 @@ def _needed(size: SizeModel, scores: Tensor, gate_of: Tensor | None) -> Tensor:
     return found
 
 
-def least_share(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> float:
-    """The smallest share of the dense cost that the free channels allow, with one step of every group left."""
+def least(size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> Tensor:
+    """The smallest structure: one step of every group is open. Boolean of shape (units,)."""
     rows = zip(size.graph.groups, steps(size, round_to), _bundled(size, gate_of), strict=True)
     flags = torch.cat([torch.arange(group.units) < step * (not bundled) for group, step, bundled in rows])
-    return float(budget.cost(size, (flags | _needed(size, flags.double(), gate_of)).double()))
+    return flags | _needed(size, flags.double(), gate_of)
+
+
+def least_share(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> float:
+    """The smallest share of the dense cost that the free channels allow, with one step of every group left."""
+    return float(budget.cost(size, least(size, round_to, gate_of).double()))
 
 
 def require_reachable(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> None:
     """Raises BudgetUnreachable."""
-    least = least_share(budget, size, round_to, gate_of)
-    if least <= budget.share:
-        return
-    raise BudgetUnreachable(
-        f"{budget.share:.3g} of the dense {budget.kind} is asked; the least reachable is {least:.3g}",
+    share = least_share(budget, size, round_to, gate_of)
+    if share > budget.share:
+        raise unreachable(budget, share, round_to)
+
+
+def unreachable(budget: Budget, share: float, round_to: int) -> BudgetUnreachable:
+    """The refusal of a budget, where `share` of the dense cost is the least that can remain."""
+    if budget.kind == "speedup":
+        fact = f"a speed-up of {budget.asked:.3g} is asked; the largest reachable is {1 / share:.3g}"
+        fix = f"ask for {0.99 / share:.3g} or less"
+    else:
+        fact = f"{budget.asked:.3g} of the dense {budget.kind} is asked; the least reachable is {share:.3g}"
+        fix = f"ask for {min(share * 1.01, 1):.3g} or more"
+    return BudgetUnreachable(
+        fact,
         at=f"every group keeps at least one step of its width, widths are multiples of {round_to} where they were",
-        effect="nothing was searched or cut",
-        fix=f"ask for {min(least * 1.01, 1):.3g} or more"
+        effect="nothing was cut",
+        fix=fix
         + (", or for a smaller round_to" if round_to > 1 else "; `diffprune inspect` lists what is pinned and why"),
     )
 

@@ -68,6 +68,9 @@ def compress(
     ] = None,
     macs: Annotated[float | None, typer.Option(help="budget: share of the dense MACs that may remain")] = None,
     params: Annotated[float | None, typer.Option(help="budget: share of the dense parameters that may remain")] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="budget: dense latency / pruned latency, as measured on this CPU")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="search and recovery together  [5]")] = None,
     parent_epochs: Annotated[int | None, typer.Option(help="train the dense network first  [0]")] = None,
     parent_lr: Annotated[float | None, typer.Option(help="peak learning rate of that  [0.05]")] = None,
@@ -92,7 +95,7 @@ def compress(
     from diffprune.config import config_from, load_values
 
     values = load_values(config) if config else {}
-    if {"macs", "params"} & options.keys():
+    if {"macs", "params", "speedup"} & options.keys():
         values = {key: value for key, value in values.items() if key not in ("macs", "params", "speedup")}
     sources = [str(config)] * bool(config) + ["the command line"] * bool(options or not config)
     _run(config_from({**values, **options}, source=" and ".join(sources)))

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from diffprune.budget import TOLERANCE, Budget, Landing
+from diffprune.budget import TOLERANCE, Budget, Landing, steps
 from diffprune.gated import GatedModel
+from surgery import SizeModel
 
 COLLAPSED = 0.05
 """A layer with less than this share of its units left has collapsed: little can pass it."""
@@ -48,3 +49,18 @@ def concerns(gated: GatedModel, budget: Budget, landing: Landing, start: Tensor,
             f"{', '.join(collapsed[:3])}{', ...' * (len(collapsed) > 3)}; a larger budget keeps them alive"
         )
     return found
+
+
+def untouched(size: SizeModel, round_to: int) -> list[str]:
+    """A sentence about the groups that rounding leaves whole, since they are no wider than one step; none if none."""
+    groups = [
+        f"{group.name} ({group.units})"
+        for group, step in zip(size.graph.groups, steps(size, round_to), strict=True)
+        if step >= group.units > 1
+    ]
+    if not groups:
+        return []
+    return [
+        f"{len(groups)} of {len(size.graph.groups)} groups are one step of {round_to} channels wide and stay whole: "
+        f"{', '.join(groups[:3])}{', ...' * (len(groups) > 3)}; a smaller round_to cuts them, at a loss of speed"
+    ]

@@ -1,19 +1,22 @@
 """The whole path in memory: search under a budget, exact cut, recovery, and every number measured on the way."""
 
 import copy
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import export
 import surgery
 from diffprune.budget import Budget, land, require_reachable
 from diffprune.bundles import Bundle
 from diffprune.compensate import compensate_
-from diffprune.detectors import concerns
+from diffprune.detectors import concerns, untouched
 from diffprune.errors import BadBudget, BadData
 from diffprune.gains import gains
 from diffprune.gated import attach
@@ -22,6 +25,7 @@ from diffprune.hints import hinted, hinting
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.score import per_cost
 from diffprune.search import search_
+from diffprune.stopwatch import stopwatch
 from diffprune.training import Batches, Event, Recipe, endless, fit_, unpack
 from surgery import ExampleInputs
 
@@ -59,9 +63,10 @@ def compress(
     recipe: Recipe | None = None,
     gate: str | Gate = "diffprune",
     bundles: Iterable[Bundle] | Callable[[surgery.ChannelGraph], Iterable[Bundle]] = (),
-    round_to: int = 1,
+    round_to: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    threads: int = 1,
     on_event: Event | None = None,
 ) -> Result:
     """A smaller network that keeps `budget` of the dense cost and imitates `model`, which is left alone.
@@ -69,16 +74,19 @@ def compress(
     `train` yields (inputs, labels) or inputs alone (then the parent's answers are the only target), `val` yields
     (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; with 0 units are
     chosen by their gain per cost and the rest is fitted, without any training. Widths stay multiples of `round_to`
-    where they were (`export.default_step()` is right for onnxruntime on this CPU). Units in one of the `bundles` stay
-    or go together; `bundles=branches` drops whole residual branches. The network must return logits, shape
-    (N, classes). Frozen parameters stay as they are; if all are frozen, every step goes to the gates.
+    where they were: 1 by default, so that shares of MACs and parameters are met closely, and under a budget of speed-up
+    the step that is probed here (`export.default_step()` is right for onnxruntime on this CPU). Such a budget is met
+    as measured by onnxruntime on this CPU with `threads` threads and one image at a time: the report has the interval.
+    Units in one of the `bundles` stay or go together; `bundles=branches` drops whole residual branches. The network
+    must return logits, shape (N, classes). Frozen parameters stay as they are; if all are frozen, every step goes to
+    the gates.
     Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
     tracing raises.
     """
     tell = on_event or (lambda event: None)
     recipe = recipe or Recipe()
     started = time.perf_counter()
-    if epochs < 0 or round_to < 1:
+    if epochs < 0 or (round_to is not None and round_to < 1):
         raise BadBudget(
             f"epochs={epochs} and round_to={round_to}; at least 0 and 1 are asked",
             at="compress",
@@ -92,26 +100,39 @@ def compress(
     example = images[:2] if example_inputs is None else example_inputs
     graph = surgery.trace(parent, example)
     gated = attach(parent, graph, gate=gate, bundles=bundles(graph) if callable(bundles) else bundles)
-    require_reachable(budget, gated.size, round_to, gated.gate_of)
-    scores = per_cost(gains(parent, graph, images[:SCORED]), budget, gated.size)
-    if not scores.isfinite().all():
-        raise _bad_data(
-            "the network computes values that are not finite from the first training batches",
-            "look for values that are not finite in the data or the weights",
-        )
-    gated.start_from_(scores)
-    start = landing = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
-    dense_accuracy, examples = accuracy(parent, val)
-    tell({"phase": "dense", "accuracy": dense_accuracy})
-
+    timed = budget.kind == "speedup"
+    step = round_to or (export.probe_step(threads=threads).multiple if timed else 1)
     batches, total = endless(train), round(epochs * _length(train)) if epochs else 0
-    frozen = [p.numel() for p in parent.parameters() if not p.requires_grad]
-    share = SEARCH_SHARE if len(frozen) < len(list(parent.parameters())) else 1.0
-    searching = min(max(round(share * total), 1), total)
-    search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
-    if searching:
-        landing = land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
-    warnings = concerns(gated, budget, landing, start.flat, searching)
+    with tempfile.TemporaryDirectory() as folder:
+        watch = None
+        if timed:
+            watch = stopwatch(parent, graph, example, Path(folder), step=step, threads=threads, tell=tell)
+            gated.size = watch.size
+            watch.require_reachable(budget, step, gated.gate_of)
+        require_reachable(budget, gated.size, step, gated.gate_of)
+        scores = per_cost(gains(parent, graph, images[:SCORED]), budget, gated.size)
+        if not scores.isfinite().all():
+            raise _bad_data(
+                "the network computes values that are not finite from the first training batches",
+                "look for values that are not finite in the data or the weights",
+            )
+        gated.start_from_(scores)
+        start = landing = land(budget, gated.size, gated.scores(), round_to=step, gate_of=gated.gate_of)
+        dense_accuracy, examples = accuracy(parent, val)
+        tell({"phase": "dense", "accuracy": dense_accuracy})
+
+        frozen = [p.numel() for p in parent.parameters() if not p.requires_grad]
+        share = SEARCH_SHARE if len(frozen) < len(list(parent.parameters())) else 1.0
+        searching = min(max(round(share * total), 1), total)
+        search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
+        if searching:
+            landing = land(budget, gated.size, gated.scores(), round_to=step, gate_of=gated.gate_of)
+        warnings = concerns(gated, budget, landing, start.flat, searching) + untouched(gated.size, step)
+        met = {"reached": landing.reached, "note": landing.note}
+        if watch:
+            landing, measured = watch.land(budget, gated.scores(), step, gated.gate_of, tell)
+            warnings += watch.doubts(measured)
+            met = {"reached": measured.speedup, "low": measured.low, "high": measured.high, "note": None}
     for text in warnings:
         tell({"phase": "warning", "text": text})
     keep = gated.size.keep(landing.flat)
@@ -149,13 +170,7 @@ def compress(
         "macs": {"dense": dense.macs, "pruned": cut.macs},
         "params": {"dense": dense.params, "pruned": cut.params},
         "equivalence": {"masked_vs_cut": error},
-        "budget": {
-            "kind": budget.kind,
-            "asked": budget.share,
-            "reached": landing.reached,
-            "note": landing.note,
-            "round_to": round_to,
-        },
+        "budget": {"kind": budget.kind, "asked": budget.asked, **met, "round_to": step},
         "warnings": warnings,
         "groups": _groups(gated.size, keep),
         "pinned": [{"where": p.where, "channels": len(p.channels), "reason": p.reason} for p in graph.pinned],

@@ -1,6 +1,8 @@
 """What a run works on, tried before any work: data, network, whether they fit, whether the budget can be met."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from diffprune.data import Data, load_data
 from diffprune.errors import BadConfig, BadData, DeviceMissing
 from diffprune.gated import attach
 from diffprune.models import load_model
+from diffprune.stopwatch import stopwatch
+from diffprune.training import Event
 
 UNTRAINED = 0.1
 """Above guessing by less than this share of the way to 1, a parent looks untrained."""
@@ -84,10 +88,18 @@ def require_device(name: str) -> None:
         )
 
 
-def require_possible(prepared: Prepared, budget: Budget, round_to: int) -> None:
+def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: Event) -> None:
     """Refuse before the dense parent is trained what would be refused after. Raises NothingToCut, BudgetUnreachable."""
     graph = surgery.trace(prepared.model, prepared.example)
-    require_reachable(budget, attach(prepared.model, graph).size, round_to)
+    size, step = attach(prepared.model, graph).size, int(config.round_to)
+    if budget.kind != "speedup":
+        require_reachable(budget, size, step)
+        return
+    with TemporaryDirectory() as folder:
+        watch = stopwatch(
+            prepared.model, graph, prepared.example, Path(folder), step=step, threads=config.threads, tell=tell
+        )
+        watch.require_reachable(budget, step)
 
 
 def looks_untrained(accuracy: float, classes: int) -> str | None:

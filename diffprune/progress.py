@@ -9,6 +9,7 @@ from rich.progress import Progress as Bars
 
 STAGES = {
     "probe": "probing which widths are fast here",
+    "table": "measuring single layers",
     "parent": "training the dense parent",
     "search": "searching",
     "recover": "recovering",
@@ -63,6 +64,10 @@ class Progress:
             self._step(phase, event["step"], event["steps"], f"loss {event['loss']:.3f}")
         elif "accuracy" in event:
             self._print(f"{ACCURACIES.get(phase, phase)}: accuracy {100 * event['accuracy']:.2f} %")
+        elif phase == "table":
+            self._step(phase, event["step"], event["steps"], "kinds of layers")
+        elif phase == "correct":
+            self._print(f"measured: {event['speedup']:.2f}x [{event['low']:.2f}, {event['high']:.2f}]")
         elif phase == "warning":
             self.warned.append(event["text"])
             self._print(f"warning: {event['text']}")

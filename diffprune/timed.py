@@ -83,7 +83,9 @@ class TimedSize(SizeModel):
         longest = max((max(len(g.inside), len(g.outside)) for g in grids), default=1) + 1
         self._inside = torch.stack([_ends(g.inside, longest) for g in grids])
         self._outside = torch.stack([_ends(g.outside, longest) for g in grids])
-        self._ms = torch.stack([_surface(layer.timed, g, table, longest) for layer, g in zip(layers, grids, strict=True)])
+        self._ms = torch.stack(
+            [_surface(layer.timed, g, table, longest) for layer, g in zip(layers, grids, strict=True)]
+        )
         self._whole = self.widths(torch.ones(self.units))
 
     def latency(self, open_: Tensor) -> Tensor:
@@ -121,9 +123,7 @@ def _ends(points: Sequence[int], longest: int) -> Tensor:
     return torch.tensor([*points, *range(last + 1, last + 1 + longest - len(points))], dtype=torch.float64)
 
 
-def _surface(
-    timed: TimedLayer, grid: Grid, table: Mapping[tuple[LayerKind, Widths], float], longest: int
-) -> Tensor:
+def _surface(timed: TimedLayer, grid: Grid, table: Mapping[tuple[LayerKind, Widths], float], longest: int) -> Tensor:
     """Milliseconds at each pair of widths, shape (longest, longest); never less for more channels."""
     kind = timed.kind
     if kind.groups == 0:

@@ -1,12 +1,9 @@
-"""Building a `TimedSize`: the dense network is exported and profiled, and each of its layers measured at many widths."""
+"""Building a `TimedSize`: the dense network is exported and profiled, each of its layers measured at many widths."""
 
-import tempfile
 from collections import defaultdict, deque
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
-
-from torch import nn
 
 import export
 from diffprune.timed import SHARES, Axis, Grid, Placed, TimedSize

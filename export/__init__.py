@@ -9,6 +9,7 @@ from export.machine import Machine, this_machine
 from export.parity import BatchParity, Parity, check_parity
 from export.profiling import NodeTime, profile
 from export.statistics import Interval
+from export.tensors import Examples
 from export.writing import OnnxFile, to_onnx
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "CannotMeasure",
     "Comparison",
     "DeviceMissing",
+    "Examples",
     "ExportError",
     "Interval",
     "Latency",

@@ -1,0 +1,121 @@
+"""A budget of speed-up is met on the machine: the network that would be cut is exported, measured, and corrected."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import export
+import surgery
+from diffprune.budget import Budget, Landing, land, least, least_share, unreachable
+from diffprune.errors import BadBudget
+from diffprune.timed import TimedSize
+from diffprune.timing import timed_size
+from diffprune.training import Event
+from export import Comparison
+
+EXCESS = 0.05
+"""A measured speed-up may lie this far above the one asked: widths come in steps."""
+
+AIM = 0.015
+"""So far above the speed-up asked lies what is aimed at, as measurements repeat within about a percent."""
+
+NOISE = 0.05
+"""Half the width of an interval, as a share of the speed-up, above which the machine is too noisy to meet a budget."""
+
+TRIES = 6
+SECONDS = 6.0
+"""How long each try is measured."""
+
+NEAR = 0.8
+"""From this share of the largest speed-up predicted on, the largest is measured before anything is trained."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stopwatch:
+    """The dense network as a file, and what its widths cost here; `measure` holds a cut one against it."""
+
+    parent: nn.Module
+    graph: surgery.ChannelGraph
+    example: export.Examples
+    folder: Path
+    size: TimedSize
+    threads: int
+
+    def measure(self, flat: Tensor) -> Comparison:
+        """Dense against the network that keeps the units in `flat`, shape (units,)."""
+        small = surgery.cut(self.parent, self.graph, self.size.keep(flat))
+        file = export.to_onnx(small, self.example, self.folder / "small.onnx")
+        return export.compare(self.folder / "dense.onnx", file.path, threads=self.threads, seconds=SECONDS)
+
+    def require_reachable(self, budget: Budget, round_to: int, gate_of: Tensor | None = None) -> None:
+        """Raises BudgetUnreachable by measuring the smallest network, unless the prediction leaves no doubt."""
+        if NEAR / least_share(budget, self.size, round_to, gate_of) > budget.asked:
+            return
+        smallest = self.measure(least(self.size, round_to, gate_of))
+        if smallest.speedup < budget.asked:
+            raise unreachable(budget, 1 / smallest.speedup, round_to)
+
+    def land(
+        self, budget: Budget, scores: Tensor, round_to: int, gate_of: Tensor | None, tell: Event
+    ) -> tuple[Landing, Comparison]:
+        """The structure whose measured speed-up is the one asked, or above by as little as was found, and up to EXCESS.
+
+        Each try is measured, and the next one corrects what the table expects by what was found. Raises
+        BudgetUnreachable with the largest that was measured.
+        """
+        found: list[tuple[Landing, Comparison]] = []
+        share, floor = budget.share, least_share(budget, self.size, round_to, gate_of)
+        for _ in range(TRIES):
+            landing = land(Budget(speedup=1 / max(share, floor)), self.size, scores, round_to=round_to, gate_of=gate_of)
+            if any(torch.equal(landing.flat, other.flat) for other, _ in found):
+                break
+            measured = self.measure(landing.flat)
+            found.append((landing, measured))
+            tell({"phase": "correct", "speedup": measured.speedup, "low": measured.low, "high": measured.high})
+            if budget.asked <= measured.speedup <= (1 + EXCESS) * budget.asked:
+                break
+            share = landing.reached * measured.speedup / ((1 + AIM) * budget.asked)
+        enough = [pair for pair in found if pair[1].speedup >= budget.asked]
+        if not enough:
+            raise unreachable(budget, 1 / max(measured.speedup for _, measured in found), round_to)
+        return min(enough, key=lambda pair: pair[1].speedup)
+
+    def doubts(self, measured: Comparison) -> list[str]:
+        """A sentence if the machine was too noisy to know the speed-up; none if not."""
+        if max(measured.high / measured.speedup, measured.speedup / measured.low) <= 1 + NOISE:
+            return []
+        return [
+            f"this machine is too noisy to meet a speed-up: {measured.speedup:.2f}x was measured, with an interval of "
+            f"{measured.low:.2f} to {measured.high:.2f}; stop other work, and compress again"
+        ]
+
+
+def stopwatch(
+    parent: nn.Module,
+    graph: surgery.ChannelGraph,
+    example: surgery.ExampleInputs,
+    folder: Path,
+    *,
+    step: int,
+    threads: int,
+    tell: Event,
+) -> Stopwatch:
+    """Export the dense network into `folder`, and build the table of its layers at multiples of `step`."""
+    if isinstance(example, Mapping):
+        raise BadBudget(
+            "the example inputs are given by name",
+            at="Budget(speedup=...)",
+            effect="nothing was started",
+            fix="give a tensor or a tuple of tensors: ONNX files are fed by position",
+        )
+    tell({"phase": "export"})
+    dense = export.to_onnx(parent, example, folder / "dense.onnx")
+
+    def progress(done: int, steps: int) -> None:
+        tell({"phase": "table", "step": done, "steps": steps})
+
+    size = timed_size(dense.path, graph, step=step, threads=threads, on_progress=progress)
+    return Stopwatch(parent, graph, example, folder, size, threads)
