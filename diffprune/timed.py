@@ -30,9 +30,11 @@ class Placed:
 
     @property
     def values(self) -> tuple[float, float]:
-        """Values read for each channel in, and written for each channel out, by one example."""
-        output = self.timed.output[1:-1] if self.timed.kind.op == "MatMul" else self.timed.output[2:]
-        return float(math.prod(self.timed.kind.positions)), float(math.prod(output))
+        """Values read for each channel in, and written for each channel out."""
+        kind, output = self.timed.kind, self.timed.output
+        if kind.op == "MatMul":
+            return float(kind.positions[0]), float(kind.positions[0])
+        return float(output[0] * math.prod(kind.positions)), float(output[0] * math.prod(output[2:]))
 
 
 @dataclass(frozen=True)

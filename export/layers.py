@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,8 @@ RUNS = 12
 class LayerKind:
     """A layer but for its widths: `positions` is the input without batch and channels, `groups` 0 if depthwise.
 
-    `attributes` are ONNX's: strides, pads, dilations and the like.
+    Of a matrix product `positions` is the number of rows, those of the whole batch. `attributes` are ONNX's: strides,
+    pads, dilations and the like.
     """
 
     op: str
@@ -67,23 +69,23 @@ def layers_of(path: str | Path, times: Iterable[NodeTime]) -> tuple[list[TimedLa
             rest.append(time)
             continue
         node = nodes[time.layer]
-        kind, widths = _kind(node, shapes[node.input[1]], time.inputs[0])
+        kind, widths = _kind(node, shapes[node.input[1]], time)
         layers.append(TimedLayer(kind, widths, node.input[1], time.output, time.ms))
     return layers, rest
 
 
-def _kind(node: onnx.NodeProto, weight: tuple[int, ...], read: tuple[int, ...]) -> tuple[LayerKind, Widths]:
+def _kind(node: onnx.NodeProto, weight: tuple[int, ...], time: NodeTime) -> tuple[LayerKind, Widths]:
     given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type in ("Gemm", "MatMul"):
         flipped = bool(given.get("transB", 0))
         widths = (weight[1], weight[0]) if flipped else (weight[0], weight[1])
-        return LayerKind("MatMul", (), (), 1, read[1:-1]), widths
+        return LayerKind("MatMul", (), (), 1, (math.prod(time.output[:-1]),)), widths
     kept = ("strides", "pads", "dilations", "output_padding")
     attributes = tuple((name, tuple(given[name])) for name in kept if name in given)
     groups = int(given.get("group", 1))
     depthwise = groups > 1 and weight[1] == 1 and weight[0] == groups
     inside, outside = (weight[1] * groups, weight[0]) if node.op_type == "Conv" else (weight[0], weight[1] * groups)
-    kind = LayerKind(node.op_type, weight[2:], attributes, 0 if depthwise else groups, read[2:])
+    kind = LayerKind(node.op_type, weight[2:], attributes, 0 if depthwise else groups, time.inputs[0][2:])
     return kind, (inside, outside)
 
 
@@ -188,7 +190,7 @@ def _weight_shape(kind: LayerKind, widths: Widths) -> tuple[int, ...]:
 
 
 def _input_shape(kind: LayerKind, width: int, batch: int) -> tuple[int, ...]:
-    return (batch, *kind.positions, width) if kind.op == "MatMul" else (batch, width, *kind.positions)
+    return (batch, kind.positions[0] // batch, width) if kind.op == "MatMul" else (batch, width, *kind.positions)
 
 
 def _name(widths: Widths) -> str:

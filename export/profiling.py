@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,9 @@ from export.sessions import open_session
 
 MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that the weight of a layer is given to."""
+
+BLOCK = 16
+"""The largest block of channels that onnxruntime computes convolutions in."""
 
 RUNS = 20
 WARM_UP = 3
@@ -69,24 +71,30 @@ def _events(path: Path, threads: int, batch: int, runs: int, seed: int) -> list[
 
 
 class _Layers:
-    """Nodes of a file that multiply by an initializer. Matrix products keep their names; convolutions lose them in
-    fusions but show the shape of their weight, and run in the order of the file as far as shapes are equal."""
+    """Nodes of a file that multiply by an initializer. Matrix products keep their names, with a fusion's added behind a
+    slash; convolutions may lose them, but show the shape of their weight, and equal ones run in the file's order."""
 
     def __init__(self, path: Path) -> None:
         graph = onnx.load(str(path), load_external_data=False).graph
         shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-        self._names: set[str] = set()
-        self._waiting: dict[tuple[int, ...], deque[str]] = defaultdict(deque)
-        for node in graph.node:
-            if node.op_type in MULTIPLY and node.input[1] in shapes:
-                self._names.add(node.name)
-                self._waiting[shapes[node.input[1]]].append(node.name)
+        self._waiting = {
+            node.name: shapes[node.input[1]]
+            for node in graph.node
+            if node.op_type in MULTIPLY and node.input[1] in shapes
+        }
 
     def find(self, name: str, op: str, inputs: tuple[tuple[int, ...], ...]) -> str | None:
-        if name in self._names:
-            return name
-        waiting = self._waiting.get(inputs[1]) if "Conv" in op and len(inputs) > 1 else None
-        return waiting.popleft() if waiting else None
+        own = name.partition("/")[0]
+        alike = (n for n, shape in self._waiting.items() if "Conv" in op and _blocked(shape, inputs[1]))
+        found = own if own in self._waiting else next(alike, None)
+        if found is not None:
+            del self._waiting[found]
+        return found
+
+
+def _blocked(weight: tuple[int, ...], seen: tuple[int, ...]) -> bool:
+    """onnxruntime fills filters up to whole blocks where it computes in blocks."""
+    return weight[1:] == seen[1:] and weight[0] <= seen[0] < weight[0] + BLOCK
 
 
 def _shape(entry: Mapping[str, list[int]]) -> tuple[int, ...]:

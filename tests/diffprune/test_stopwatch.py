@@ -1,0 +1,94 @@
+"""A speed-up that was asked is the speed-up that is measured: corrected, refused, or doubted, never assumed."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_timed import timed
+from torch import Tensor, nn
+
+from diffprune import Budget, compress, stopwatch
+from diffprune.budget import least, least_share
+from diffprune.errors import BadBudget, BudgetUnreachable
+from diffprune.stopwatch import EXCESS, Stopwatch
+
+
+class Biased(Stopwatch):
+    """A machine on which a cut network is faster than the table says by a power: 0.8 makes 2x of 2.4x."""
+
+    power = 0.8
+
+    def measure(self, flat: Tensor) -> Any:
+        ratio = float(self.size.latency(torch.ones(self.size.units)) / self.size.latency(flat.double()))
+        speedup = ratio**self.power
+        return SimpleNamespace(speedup=speedup, low=0.99 * speedup, high=1.01 * speedup)
+
+
+@pytest.fixture
+def watch(tmp_path: Any) -> Biased:
+    model, graph, size, x = timed()
+    return Biased(model, graph, x, tmp_path, size, 1)
+
+
+@pytest.mark.parametrize("asked", [1.2, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.2])
+def test_what_the_table_gets_wrong_is_corrected(watch: Biased, asked: float, power: float) -> None:
+    object.__setattr__(watch, "power", power)
+    scores, told = torch.randn(watch.size.units, generator=torch.Generator().manual_seed(0)), []
+    landing, measured = watch.land(Budget(speedup=asked), scores, 1, None, told.append)
+    assert asked <= measured.speedup <= (1 + EXCESS) * asked
+    assert measured.speedup == watch.measure(landing.flat).speedup
+    assert [event["phase"] for event in told] == ["correct"] * len(told)
+
+
+def test_a_speed_up_out_of_reach_is_refused_with_the_largest_that_was_measured(watch: Biased) -> None:
+    largest = watch.measure(least(watch.size)).speedup
+    with pytest.raises(BudgetUnreachable, match=f"of 1e.03 is asked; the largest reachable is {largest:.3g}"):
+        watch.require_reachable(Budget(speedup=1000), 1)
+    asked = 0.97 / least_share(Budget(speedup=2), watch.size)  # the table thinks that this can be had
+    with pytest.raises(BudgetUnreachable, match="the largest reachable is"):
+        watch.land(Budget(speedup=asked), torch.randn(watch.size.units), 1, None, lambda event: None)
+    watch.require_reachable(Budget(speedup=0.98 * largest), 1)
+
+
+def test_a_noisy_machine_is_said_to_be_noisy(watch: Biased) -> None:
+    quiet = watch.measure(torch.ones(watch.size.units, dtype=torch.bool))
+    assert watch.doubts(quiet) == []
+    (text,) = watch.doubts(SimpleNamespace(speedup=2.0, low=1.5, high=2.1))
+    assert text.startswith("this machine is too noisy to meet a speed-up: 2.00x was measured, with an interval of 1.50")
+
+
+class Wide(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 96, 3, padding=1), nn.BatchNorm2d(96), nn.ReLU(), nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 5),
+        )  # fmt: skip
+
+
+def test_a_network_is_compressed_until_it_is_measured_to_be_as_fast_as_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(stopwatch, "SECONDS", 0.5)
+    torch.manual_seed(0)
+    x, labels = torch.randn(64, 3, 16, 16), torch.arange(64) % 5
+    events: list[dict[str, Any]] = []
+    result = compress(
+        Wide(), [(x, labels)], [(x, labels)], budget=Budget(speedup=1.5), epochs=0, round_to=16, on_event=events.append
+    )
+    budget = result.report["budget"]
+    assert (budget["kind"], budget["asked"], budget["round_to"]) == ("speedup", 1.5, 16)
+    assert budget["low"] <= budget["reached"] <= budget["high"]
+    assert budget["reached"] >= 1.5
+    assert result.report["macs"]["pruned"] < result.report["macs"]["dense"] / 1.2
+    assert [e["speedup"] for e in events if e["phase"] == "correct"].count(budget["reached"]) == 1
+    assert any(e["phase"] == "table" for e in events)
+    assert all(int(keep.sum()) % 16 == 0 for keep in result.keep.values())
+
+
+def test_inputs_by_name_are_refused(tmp_path: Any) -> None:
+    model, graph, _, x = timed()
+    with pytest.raises(BadBudget, match="the example inputs are given by name"):
+        stopwatch.stopwatch(model, graph, {"x": x}, tmp_path, step=8, threads=1, tell=lambda event: None)

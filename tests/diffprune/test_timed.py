@@ -1,0 +1,103 @@
+"""Predicted latency: with a table that is a known function of widths, that function of the network that is cut."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import randomised
+
+import export
+import surgery
+from diffprune import timing
+from diffprune.budget import Budget
+from diffprune.errors import BadBudget
+from diffprune.timed import TimedSize
+from export import LayerKind, Widths
+
+
+class Mixed(nn.Module):
+    """A stream with a branch, a depthwise and a grouped convolution, tokens through a linear layer, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 24, 3, padding=1), nn.BatchNorm2d(24)
+        self.a, self.b = nn.Conv2d(24, 32, 1), nn.Conv2d(32, 24, 3, padding=1)
+        self.deep, self.grouped = nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 32, 1, groups=2)
+        self.tokens, self.head = nn.Linear(32, 40), nn.Linear(40, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.b(self.a(x).relu())
+        x = self.grouped(self.deep(x).relu()).relu()
+        return self.head(self.tokens(x.flatten(2).transpose(1, 2)).relu().mean(1))
+
+
+def product(wanted: Mapping[LayerKind, list[Widths]], **_: object) -> dict[tuple[LayerKind, Widths], float]:
+    """Milliseconds that are a product of the widths: linear between any two widths of either."""
+    return {(kind, pair): 1e-3 * pair[0] * pair[1] for kind, pairs in wanted.items() for pair in pairs}
+
+
+@cache
+def timed() -> tuple[nn.Module, surgery.ChannelGraph, TimedSize, Tensor]:
+    torch.manual_seed(0)
+    model, x = randomised(Mixed()).eval(), torch.randn(2, 3, 8, 8)
+    graph = surgery.trace(model, x)
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "layer_table", product)
+        file = export.to_onnx(model, x, Path(folder) / "dense.onnx")
+        return model, graph, timing.timed_size(file.path, graph, step=8), x
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_layer_costs_what_the_table_says_of_its_width_after_the_cut(seed: int, tmp_path: Path) -> None:
+    model, graph, size, x = timed()
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.rand(size.units, generator=generator) < 0.6
+    keep = size.keep(flat)
+    keep = {name: flags if flags.any() else torch.ones_like(flags) for name, flags in keep.items()}
+    file = export.to_onnx(surgery.cut(model, graph, keep), x, tmp_path / "small.onnx")
+    cut, _ = export.layers_of(file.path, export.profile(file.path, runs=1))
+    predicted = size.per_layer(size.widths(size.flat(keep).double()))
+    assert len(cut) == len(size.layers) == 7
+    left = {_known_as(layer): layer.widths for layer in cut}
+    for layer, ms in zip(size.layers, predicted.tolist(), strict=True):
+        (i, o), (a, b) = layer.timed.widths, left[_known_as(layer.timed)]
+        share = a / i if layer.timed.kind.groups == 0 else a * b / (i * o)
+        # A depthwise convolution has one width: between two that were measured, its product with itself is a chord.
+        tolerance = 0.2 if layer.timed.kind.groups == 0 else 1e-9
+        expected = layer.timed.ms * (share**2 if layer.timed.kind.groups == 0 else share)
+        assert ms == pytest.approx(expected, rel=tolerance, abs=tolerance * layer.timed.ms), layer.timed.weight
+
+
+def test_the_dense_network_costs_what_its_profile_says() -> None:
+    _, _, size, _ = timed()
+    ones = torch.ones(size.units)
+    assert float(size.latency(ones)) == pytest.approx(sum(layer.timed.ms for layer in size.layers) + size.rest_ms)
+    assert size.rest_ms > 0
+
+
+def test_latency_falls_with_every_chance_and_its_gradient_is_the_slope() -> None:
+    _, _, size, _ = timed()
+    chance = torch.full((size.units,), 0.61, dtype=torch.float64, requires_grad=True)
+    size.latency(chance).backward()
+    assert (chance.grad > 0).all()
+    step = 1e-3 * torch.randn(size.units, generator=torch.Generator().manual_seed(0)).double()
+    moved = size.latency(chance.detach() + step) - size.latency(chance.detach() - step)
+    assert float(moved) == pytest.approx(float(2 * step @ chance.grad), rel=1e-3)
+
+
+def test_a_speed_up_needs_a_size_that_knows_milliseconds() -> None:
+    _, graph, size, _ = timed()
+    half = torch.full((size.units,), 0.5)
+    assert 0 < float(Budget(speedup=2.0).cost(size, half)) < 1
+    with pytest.raises(BadBudget, match=r"whose latency is not known[\s\S]*timed_size"):
+        Budget(speedup=2.0).cost(surgery.SizeModel(graph), half)
+
+
+def _known_as(layer: export.TimedLayer) -> str:
+    """Transposed weights lose their name; there is one."""
+    return layer.weight if layer.weight.endswith("weight") else "transposed"

@@ -1,0 +1,76 @@
+"""The table of layers: measured as they are in the network, remembered, and resumed."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from test_export_profiling import Kinds
+
+import export
+from export import layers as module
+from export.layers import LayerKind, Widths
+
+CONV = LayerKind("Conv", (3, 3), (("pads", (1, 1, 1, 1)), ("strides", (1, 1))), 1, (8, 8))
+LINEAR = LayerKind("MatMul", (), (), 1, (4,))
+WANTED: dict[LayerKind, list[Widths]] = {CONV: [(16, 16), (16, 32)], LINEAR: [(64, 10)]}
+
+
+def test_a_layer_measured_alone_computes_what_it_does_in_the_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "kinds.onnx"
+    export.to_onnx(Kinds(), torch.randn(2, 3, 16, 16), path)
+    layers, _ = export.layers_of(path, export.profile(path, batch=2, runs=2))
+    for layer in layers:
+        alone = onnx.shape_inference.infer_shapes(module._side_by_side(layer.kind, [layer.widths], 2), strict_mode=True)
+        shape = tuple(d.dim_value for d in alone.graph.output[0].type.tensor_type.shape.dim)
+        assert shape == (layer.output if len(layer.output) > 2 else (2, 1, 5)), layer.weight
+    table = export.layer_table({layer.kind: [layer.widths] for layer in layers}, batch=2, folder=tmp_path)
+    assert set(table) == {(layer.kind, layer.widths) for layer in layers}
+    assert min(table.values()) > 0
+
+
+def test_more_channels_take_longer(tmp_path: Path) -> None:
+    table = export.layer_table({CONV: [(16, 16), (256, 256)]}, folder=tmp_path)
+    assert table[CONV, (256, 256)] > 10 * table[CONV, (16, 16)]  # 256 times the multiply-adds
+
+
+def test_what_was_measured_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = export.layer_table(WANTED, folder=tmp_path)
+    monkeypatch.setattr(module, "profile", _never)
+    assert export.layer_table(WANTED, folder=tmp_path) == first
+    with pytest.raises(AssertionError, match="measured again"):
+        export.layer_table(WANTED, folder=tmp_path, threads=2)  # another target
+
+
+def test_an_interrupted_table_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = module.profile, []
+
+    def stopping(path: Path, **settings: int) -> tuple[export.NodeTime, ...]:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(path)
+        return real(path, **settings)
+
+    monkeypatch.setattr(module, "profile", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        export.layer_table(WANTED, folder=tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert set(json.loads(file.read_text())) == {CONV.entry(widths) for widths in WANTED[CONV]}
+    seen.clear()
+    assert len(export.layer_table(WANTED, folder=tmp_path)) == 3
+    assert len(seen) == 1  # only the linear layer
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"a": null}'])
+def test_a_damaged_memory_is_measured_again(tmp_path: Path, content: str) -> None:
+    export.layer_table({LINEAR: [(64, 10)]}, folder=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text(content)
+    assert export.layer_table({LINEAR: [(64, 10)]}, folder=tmp_path)[LINEAR, (64, 10)] > 0
+    assert LINEAR.entry((64, 10)) in json.loads(file.read_text())
+
+
+def _never(*_: object, **__: object) -> None:
+    raise AssertionError("measured again")
