@@ -152,6 +152,21 @@ def bench(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
+) -> None:
+    """Say where the time of a run's networks goes, layer by layer.
+
+    Dense beside pruned, from the runtime's own profile: which layers did not get as much faster as they got smaller
+    and why, and how close each comes to what this CPU can do.
+    """
+    from diffprune.explaining import explain_lines
+
+    _print(*explain_lines(run, threads=threads))
+
+
+@app.command()
 def export(
     saved: Annotated[Path, typer.Argument(help="pruned.safetensors of a run")],
     model: Annotated[str, typer.Option(help=f"the dense network it was cut from: {NETWORK}")],

@@ -46,3 +46,7 @@ class OutputExists(DiffpruneError, FileExistsError):
 
 class DeviceMissing(DiffpruneError, RuntimeError):
     """A device that was asked for and is not there."""
+
+
+class BadRun(DiffpruneError, ValueError):
+    """A folder that is not a finished run, or whose manifest is damaged."""

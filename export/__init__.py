@@ -8,6 +8,7 @@ from export.layers import LayerKind, TimedLayer, Widths, cache_folder, layer_tab
 from export.machine import Machine, this_machine
 from export.parity import BatchParity, Parity, check_parity
 from export.profiling import NodeTime, profile
+from export.roofline import Roofline, measure_roofline
 from export.statistics import Interval
 from export.tensors import Examples
 from export.writing import OnnxFile, to_onnx
@@ -29,6 +30,7 @@ __all__ = [
     "OnnxFile",
     "Parity",
     "ParityFailed",
+    "Roofline",
     "Step",
     "TimedLayer",
     "Widths",
@@ -39,6 +41,7 @@ __all__ = [
     "layer_table",
     "layers_of",
     "measure",
+    "measure_roofline",
     "probe_step",
     "profile",
     "this_machine",

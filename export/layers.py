@@ -57,6 +57,22 @@ class TimedLayer:
     output: tuple[int, ...]
     ms: float
 
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one run."""
+        inside = 1 if self.kind.groups == 0 else self.widths[0] // self.kind.groups
+        if self.kind.op == "ConvTranspose":  # every value read is multiplied with all that it is spread to
+            outside = self.widths[1] // max(self.kind.groups, 1)
+            return self.output[0] * math.prod((*self.kind.positions, *self.kind.kernel)) * self.widths[0] * outside
+        return math.prod(self.output) * inside * math.prod(self.kind.kernel)
+
+    @property
+    def bytes(self) -> int:
+        """What one run must at least read and write, in float32: input, weight and output."""
+        batch = 1 if self.kind.op == "MatMul" else self.output[0]
+        read = batch * self.widths[0] * math.prod(self.kind.positions)
+        return 4 * (read + math.prod(_weight_shape(self.kind, self.widths)) + math.prod(self.output))
+
 
 def layers_of(path: str | Path, times: Iterable[NodeTime]) -> tuple[list[TimedLayer], list[NodeTime]]:
     """The layers of a file with a weight, and the rest of its nodes. `times` is its profile."""
@@ -146,7 +162,7 @@ def _write(file: Path, known: Mapping[str, float]) -> None:
 def _measured(kind: LayerKind, pairs: Sequence[Widths], threads: int, batch: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layers.onnx"
-        onnx.save(_side_by_side(kind, pairs, batch), str(path))
+        onnx.save(side_by_side(kind, pairs, batch), str(path))
         times = {time.layer: time.ms for time in profile(path, threads=threads, batch=batch, runs=RUNS)}
     missing = [widths for widths in pairs if _name(widths) not in times]
     if missing:
@@ -157,7 +173,7 @@ def _measured(kind: LayerKind, pairs: Sequence[Widths], threads: int, batch: int
     return {kind.entry(widths): max(times[_name(widths)], 5e-4) for widths in pairs}  # half of the clock's microsecond
 
 
-def _side_by_side(kind: LayerKind, pairs: Sequence[Widths], batch: int) -> onnx.ModelProto:
+def side_by_side(kind: LayerKind, pairs: Sequence[Widths], batch: int) -> onnx.ModelProto:
     """One file with a layer for each of `pairs`; those of the same width read the same input."""
     generator = np.random.default_rng(0)
     nodes, weights, outputs = [], [], []

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from export.sessions import open_session
 
 MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that the weight of a layer is given to."""
+
+ABSORBED = ("Relu", "Clip", "Add", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "HardSwish")
+"""Operators that onnxruntime computes together with the convolution before them."""
 
 BLOCK = 16
 """The largest block of channels that onnxruntime computes convolutions in."""
@@ -71,8 +75,11 @@ def _events(path: Path, threads: int, batch: int, runs: int, seed: int) -> list[
 
 
 class _Layers:
-    """Nodes of a file that multiply by an initializer. Matrix products keep their names, with a fusion's added behind a
-    slash; convolutions may lose them, but show the shape of their weight, and equal ones run in the file's order."""
+    """Nodes of a file that multiply by an initializer.
+
+    A fused matrix product keeps its name, with the fusion's added behind a slash. A convolution in blocks is named by
+    the value it writes, its own or that of the activation or sum which went into it.
+    """
 
     def __init__(self, path: Path) -> None:
         graph = onnx.load(str(path), load_external_data=False).graph
@@ -82,14 +89,24 @@ class _Layers:
             for node in graph.node
             if node.op_type in MULTIPLY and node.input[1] in shapes
         }
+        self._writers: dict[str, list[str]] = defaultdict(list)
+        for node in graph.node:  # in the order of computation
+            known = [node.name] if node.name in self._waiting else []
+            if node.op_type in ABSORBED:
+                known = [writer for value in node.input for writer in self._writers.get(value, [])]
+            for value in node.output:
+                self._writers[value] += known
 
     def find(self, name: str, op: str, inputs: tuple[tuple[int, ...], ...]) -> str | None:
         own = name.partition("/")[0]
-        alike = (n for n, shape in self._waiting.items() if "Conv" in op and _blocked(shape, inputs[1]))
-        found = own if own in self._waiting else next(alike, None)
-        if found is not None:
-            del self._waiting[found]
-        return found
+        if own in self._waiting:
+            del self._waiting[own]
+            return own
+        for writer in self._writers.get(name.removesuffix("_nchwc"), []) if op == "Conv" else ():
+            if writer in self._waiting and _blocked(self._waiting[writer], inputs[1]):
+                del self._waiting[writer]
+                return writer
+        return None
 
 
 def _blocked(weight: tuple[int, ...], seen: tuple[int, ...]) -> bool:

@@ -109,7 +109,9 @@ def landed(budget: Budget, size: SizeModel, scores: Tensor, round_to: int) -> La
         ({"params": -0.1}, "params is a share .* got -0.1"),
         ({"macs": 1.01}, "at most 1; got 1.01"),
         ({"macs": nan}, "got nan"),
-        ({"speedup": 2.0}, "speedup=2.0 cannot be searched for yet"),
+        ({"speedup": 1.0}, "speedup is dense latency / pruned latency, above 1; got 1"),
+        ({"speedup": float("inf")}, "above 1; got inf"),
+        ({"speedup": nan}, "above 1; got nan"),
     ],
 )
 def test_a_budget_that_means_nothing_is_refused(asked: dict[str, float], words: str) -> None:
@@ -122,6 +124,7 @@ def test_a_budget_that_means_nothing_is_refused(asked: dict[str, float], words: 
 def test_kind_and_share() -> None:
     assert (Budget(macs=0.25).kind, Budget(macs=0.25).share) == ("macs", 0.25)
     assert (Budget(params=1.0).kind, Budget(params=1).share) == ("params", 1)
+    assert (Budget(speedup=4).kind, Budget(speedup=4).share, Budget(speedup=4).asked) == ("speedup", 0.25, 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,7 +23,7 @@ def test_a_layer_measured_alone_computes_what_it_does_in_the_network(tmp_path: P
     export.to_onnx(Kinds(), torch.randn(2, 3, 16, 16), path)
     layers, _ = export.layers_of(path, export.profile(path, batch=2, runs=2))
     for layer in layers:
-        alone = onnx.shape_inference.infer_shapes(module._side_by_side(layer.kind, [layer.widths], 2), strict_mode=True)
+        alone = onnx.shape_inference.infer_shapes(module.side_by_side(layer.kind, [layer.widths], 2), strict_mode=True)
         shape = tuple(d.dim_value for d in alone.graph.output[0].type.tensor_type.shape.dim)
         assert shape == (layer.output if len(layer.output) > 2 else (2, 1, 5)), layer.weight
     table = export.layer_table({layer.kind: [layer.widths] for layer in layers}, batch=2, folder=tmp_path)

@@ -1,0 +1,124 @@
+"""Where the time goes, layer by layer: the dense file of a run beside its pruned one, by the runtime's own profile."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import export
+from diffprune.errors import BadRun
+from diffprune.tables import add_row, table
+from export import NodeTime, Roofline, TimedLayer
+
+CONVERTED = 0.8
+"""A layer whose speed-up is less than this share of its MACs ratio is asked why."""
+
+FIXED = 0.01
+"""Milliseconds below which calling a layer costs about as much as computing it."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One layer before and after; `why` it did not get as much faster as it got smaller, empty if it did."""
+
+    dense: TimedLayer
+    pruned: TimedLayer
+    roofline: float
+    why: str
+
+    @property
+    def speedup(self) -> float:
+        return self.dense.ms / self.pruned.ms
+
+
+def explained(
+    dense: Iterable[TimedLayer], pruned: Iterable[TimedLayer], roofline: Roofline, step: int
+) -> list[Explained]:
+    """Layers of both files in pairs, in the order in which they run in the dense one.
+
+    Weights have the same name in both files, but for those that the export transposes: they are paired in their order.
+    """
+    left = dict(_named(pruned))
+    rows = []
+    for name, layer in _named(dense):
+        if name in left:
+            small = left[name]
+            rows.append(Explained(layer, small, roofline.ms(small) / small.ms, why(layer, small, roofline, step)))
+    return rows
+
+
+def why(dense: TimedLayer, small: TimedLayer, roofline: Roofline, step: int) -> str:
+    """The reason for a speed-up below the MACs ratio."""
+    if (dense.ms / small.ms) >= CONVERTED * dense.macs / small.macs:
+        return ""
+    if any(new % step and not old % step for new, old in zip(small.widths, dense.widths, strict=True)):
+        return f"width off the step of {step}"
+    if small.ms < FIXED:
+        return "fixed cost of a call"
+    if roofline.memory_bound(small):
+        return "memory-bound"
+    if min(small.widths) < 2 * step:
+        return "too narrow to fill blocks"
+    return "below the roofline"
+
+
+def explain_lines(folder: Path, *, threads: int = 1) -> Iterator[Any]:
+    """Lines and tables for a terminal. Raises BadRun if the folder lacks one of the two files."""
+    files = [folder / "dense.onnx", folder / "pruned.onnx"]
+    for file in files:
+        if not file.is_file():
+            raise BadRun(
+                f"there is no {file.name}",
+                at=str(folder),
+                effect="nothing was explained",
+                fix="give the folder of a finished run of `diffprune compress`",
+            )
+    (dense, dense_rest), (pruned, pruned_rest) = (
+        export.layers_of(file, export.profile(file, threads=threads)) for file in files
+    )
+    roofline, step = export.measure_roofline(threads=threads), export.default_step()
+    drawn = table("layer", "channels", "pruned to", "ms", "pruned", "faster", "MACs", "roofline", "", right=range(3, 8))
+    for row in explained(dense, pruned, roofline, step):
+        ratio = row.dense.macs / row.pruned.macs
+        add_row(
+            drawn,
+            row.dense.weight.removesuffix(".weight"),
+            *(" > ".join(map(str, layer.widths)) for layer in (row.dense, row.pruned)),
+            f"{row.dense.ms:.3f}",
+            f"{row.pruned.ms:.3f}",
+            f"{row.speedup:.2f}x",
+            f"{ratio:.2f}x",
+            f"{100 * row.roofline:.0f} %",
+            row.why,
+        )
+    yield drawn
+    yield ""
+    yield from _others(dense_rest, pruned_rest)
+    best = sum(roofline.ms(layer) for layer in pruned) / sum(layer.ms for layer in pruned)
+    yield ""
+    yield (
+        f"all layers of the pruned file run at {100 * best:.0f} % of the roofline: {2 * roofline.macs / 1e6:.0f} "
+        f"GFLOP/s and {roofline.bytes / 1e6:.0f} GB/s, the fastest seen here with {threads} thread{'s' * (threads > 1)}"
+    )
+    yield "the fastest of 20 profiled runs each; for the speed-up itself see report.html or `diffprune bench`"
+
+
+def _others(dense: Sequence[NodeTime], pruned: Sequence[NodeTime]) -> Iterator[Any]:
+    """Everything but layers, by operator."""
+    drawn = table("other operators", "ms", "pruned", right=range(1, 3))
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for side, nodes in enumerate((dense, pruned)):
+        for node in nodes:
+            sums[node.op][side] += node.ms
+    for op, (before, after) in sorted(sums.items(), key=lambda entry: -entry[1][0]):
+        add_row(drawn, op, f"{before:.3f}", f"{after:.3f}")
+    yield drawn
+
+
+def _named(layers: Iterable[TimedLayer]) -> Iterator[tuple[str, TimedLayer]]:
+    transposed = 0
+    for layer in layers:
+        own = layer.weight.endswith("weight")
+        transposed += not own
+        yield (layer.weight if own else f"transposed {transposed}"), layer

@@ -1,0 +1,82 @@
+"""What `diffprune explain` says of layers: pairs, shares of the roofline, and why one did not get faster."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_export_profiling import Kinds
+from torch import nn
+
+import export
+import surgery
+from diffprune.errors import BadRun
+from diffprune.explaining import explain_lines, explained, why
+from export import LayerKind, Roofline, TimedLayer
+
+ROOF = Roofline(macs=1e8, bytes=1e7, threads=1)
+CONV = LayerKind("Conv", (3, 3), (("pads", (1, 1, 1, 1)),), 1, (14, 14))
+DENSE = TimedLayer(CONV, (256, 256), "conv.weight", (1, 256, 14, 14), 1.2)
+
+
+def pruned(widths: tuple[int, int], ms: float) -> TimedLayer:
+    return replace(DENSE, widths=widths, output=(1, widths[1], 14, 14), ms=ms)
+
+
+@pytest.mark.parametrize(
+    ("small", "reason"),
+    [
+        (pruned((128, 128), 0.32), ""),  # 4 times fewer multiply-adds, 3.75 times faster
+        (pruned((128, 127), 0.6), "width off the step of 16"),
+        (pruned((128, 128), 0.6), "below the roofline"),
+        (pruned((16, 16), 0.2), "too narrow to fill blocks"),
+        (pruned((16, 16), 0.006), "fixed cost of a call"),
+    ],
+)
+def test_the_reason_for_a_layer_that_did_not_get_faster(small: TimedLayer, reason: str) -> None:
+    assert why(DENSE, small, ROOF, 16) == reason
+
+
+def test_a_matrix_with_one_row_is_bound_by_memory() -> None:
+    dense = TimedLayer(LayerKind("MatMul", (), (), 1, (1,)), (4096, 4096), "fc.weight", (1, 4096), 8.0)
+    assert (dense.macs, dense.bytes) == (4096**2, 4 * (4096**2 + 2 * 4096))
+    assert ROOF.ms(dense) == dense.bytes / ROOF.bytes
+    small = replace(dense, widths=(2048, 4096), ms=7.0)
+    assert why(dense, small, ROOF, 16) == "memory-bound"
+
+
+def test_multiply_adds_of_layers_are_those_of_the_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Kinds().eval(), torch.randn(1, 3, 16, 16)
+    file = export.to_onnx(model, x, tmp_path / "kinds.onnx")
+    layers, _ = export.layers_of(file.path, export.profile(file.path, runs=1))
+    assert sum(layer.macs for layer in layers) == surgery.SizeModel(surgery.trace(model, x)).dense.macs
+
+
+def test_every_layer_of_a_run_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 48, 3, padding=1), nn.ReLU(), nn.Conv2d(48, 64, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(64, 5),
+    ).eval()  # fmt: skip
+    x = torch.randn(1, 3, 16, 16)
+    graph = surgery.trace(model, x)
+    keep = {group.name: torch.arange(group.units) < 16 for group in graph.groups}
+    export.to_onnx(model, x, tmp_path / "dense.onnx")
+    export.to_onnx(surgery.cut(model, graph, keep), x, tmp_path / "pruned.onnx")
+    for line in explain_lines(tmp_path):
+        Console(width=120).print(line)
+    text = capsys.readouterr().out
+    for row in ("3 > 48", "3 > 16", "48 > 64", "16 > 16", "64 > 5", "16 > 5", "ReduceMean", "% of the roofline"):
+        assert row in text, row
+    (tmp_path / "pruned.onnx").unlink()
+    with pytest.raises(BadRun, match=r"there is no pruned\.onnx"):
+        list(explain_lines(tmp_path))
+
+
+def test_layers_are_paired_by_name_whatever_their_order() -> None:
+    other = replace(DENSE, weight="other.weight")
+    rows = explained([DENSE, other], [replace(other, ms=0.6), replace(DENSE, ms=0.4)], ROOF, 16)
+    assert [(row.dense.weight, row.pruned.ms) for row in rows] == [("conv.weight", 0.4), ("other.weight", 0.6)]
