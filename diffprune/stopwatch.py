@@ -74,7 +74,15 @@ class Stopwatch:
                 break
             measured = self.measure(landing.flat)
             found.append((landing, measured))
-            tell({"phase": "correct", "speedup": measured.speedup, "low": measured.low, "high": measured.high})
+            tell(
+                {
+                    "phase": "correct",
+                    "predicted": 1 / landing.reached,
+                    "speedup": measured.speedup,
+                    "low": measured.low,
+                    "high": measured.high,
+                }
+            )
             if budget.asked <= measured.speedup <= (1 + EXCESS) * budget.asked:
                 break
             share = landing.reached * measured.speedup / ((1 + AIM) * budget.asked)
