@@ -2,10 +2,10 @@
 
     python -m benchmarks.latency
 
-torchvision's networks at 224 pixels with random weights and random scores, batch 1, one thread: this is about speed, not
-accuracy. Ours cuts until the measured speed-up is the one asked (`diffprune.stopwatch`), and is then measured once more.
-torch-pruning (random importance over all layers, its own code) takes as many MACs as ours did at 2x, with its widths as
-they come and rounded by its `round_to`. The table of layers is built anew for every network.
+torchvision's networks at 224 pixels with random weights and random scores, batch 1, one thread: this is about speed,
+not accuracy. Ours cuts until the measured speed-up is the one asked (`diffprune.stopwatch`), and is measured once more
+then. torch-pruning (random importance over all layers, its own code) takes as many MACs as ours did at 2x, with its
+widths as they come and rounded by its `round_to`. The table of layers is built anew for every network.
 """
 
 import argparse
