@@ -3,8 +3,8 @@
     python -m benchmarks.gpu
 
 Random weights and random keeps at 224 pixels, as in benchmarks.torchvision_models; widths stay multiples of 16, which
-tensor cores want in half precision. Every cell is one interleaved comparison, timed by CUDA events. With batch 1 a large
-GPU mostly waits for the next launch, which the CUDA graph takes away.
+tensor cores want in half precision. Every cell is one interleaved comparison, timed by CUDA events. With batch 1 a
+large GPU mostly waits for the next launch, which the CUDA graph takes away.
 """
 
 import argparse
@@ -50,6 +50,9 @@ def networks(name: str, round_to: int, seed: int) -> tuple[nn.Module, nn.Module,
     """Dense and pruned network, an image for them, and how many times fewer MACs the pruned one has."""
     torch.manual_seed(seed)
     dense = randomised_(torchvision.models.get_model(name, weights=None)).eval()
+    for parameter in dense.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # vit_b_16's head, with which all outputs were alike
+            nn.init.normal_(parameter, std=0.02)
     example = torch.randn(2, 3, 224, 224)
     graph = surgery.trace(dense, example)
     size = surgery.SizeModel(graph)

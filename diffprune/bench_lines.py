@@ -7,10 +7,11 @@ from typing import Any
 from rich.table import Table
 
 import export
-from diffprune.benching import Bench, Result, Setting
+from diffprune.benching import Bench, Result, in_words
 from diffprune.report import count, milliseconds
 from diffprune.tables import add_row, table
-from diffprune.verdict import speed_in_words as in_words
+from diffprune.verdict import speed_in_words
+from export.settings import Settings
 
 
 def bench_lines(bench: Bench) -> Iterator[Any]:
@@ -23,14 +24,15 @@ def bench_lines(bench: Bench) -> Iterator[Any]:
     yield ""
     if pairs and not varying:
         (pair,), (dense, small) = pairs, (name.rpartition("/")[2] for name in bench.names)
-        yield f"{small}, compared with {dense}, is {in_words(pair.speedup, pair.low, pair.high)}"
-    first = _latencies_of(bench.results[0])[0]
-    constant = {key: value for key, value in asdict(bench.settings[0]).items() if key not in varying}
-    yield f"{first.device}, {_words(constant)}; {first.machine}"
+        yield f"{small}, compared with {dense}, is {speed_in_words(pair.speedup, pair.low, pair.high)}"
+    held = " against ".join(dict.fromkeys(row.precision for row in _latencies_of(bench.results[0])))
+    constant = {**asdict(bench.settings[0]), "precision": held}
+    constant = {key: value for key, value in constant.items() if key not in varying}
+    yield f"{in_words(constant)}; {bench.results[0].machine}"
     inputs = [spec for result in bench.results for spec in _latencies_of(result)[0].inputs]
     yield from dict.fromkeys(f"fed: {spec}, {spec.values}" for spec in inputs)
     warnings = [
-        f"warning: {_words({key: asdict(setting)[key] for key in varying})}{': ' * bool(varying)}{text}"
+        f"warning: {in_words({key: asdict(setting)[key] for key in varying})}{': ' * bool(varying)}{text}"
         for setting, result in zip(bench.settings, bench.results, strict=True)
         for text in result.warnings
     ]
@@ -51,19 +53,15 @@ def _latencies(bench: Bench, varying: list[str]) -> Table:
     return drawn
 
 
-def _speedups(settings: tuple[Setting, ...], pairs: list[export.Comparison], varying: list[str]) -> Table:
+def _speedups(settings: tuple[Settings, ...], pairs: list[export.Comparison], varying: list[str]) -> Table:
     """A row for each setting."""
     drawn = table(*varying, "dense", "small", "small is", right=range(len(varying) + 2))
     for setting, pair in zip(settings, pairs, strict=True):
         where = [str(asdict(setting)[key]) for key in varying]
         medians = milliseconds(pair.dense.median), milliseconds(pair.small.median)
-        add_row(drawn, *where, *medians, in_words(pair.speedup, pair.low, pair.high))
+        add_row(drawn, *where, *medians, speed_in_words(pair.speedup, pair.low, pair.high))
     return drawn
 
 
 def _latencies_of(result: Result) -> tuple[export.Latency, ...]:
     return (result.dense, result.small) if isinstance(result, export.Comparison) else (result,)
-
-
-def _words(setting: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in setting.items())

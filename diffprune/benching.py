@@ -1,7 +1,7 @@
 """`diffprune bench`: one ONNX file measured, or two networks compared, under each of several settings."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,9 @@ import export
 from diffprune.errors import BadConfig
 from diffprune.stored import load_run
 from export.feeds import Shapes
+from export.settings import Settings
 
 Result = export.Latency | export.Comparison
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What one result holds for."""
-
-    runtime: str
-    precision: str
-    batch: int
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -29,7 +20,7 @@ class Bench:
     """`names` of what was measured, one or two, and a result for each setting."""
 
     names: tuple[str, ...]
-    settings: tuple[Setting, ...]
+    settings: tuple[Settings, ...]
     results: tuple[Result, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -38,17 +29,19 @@ class Bench:
         return found[0] if len(found) == 1 else {"results": found}
 
 
-def grid(runtimes: list[str], precisions: list[str], batches: list[int], threads: list[int]) -> tuple[Setting, ...]:
-    """Every combination."""
-    return tuple(Setting(*values) for values in itertools.product(runtimes, precisions, batches, threads))
+def grid(
+    device: str, *, threads: list[int], batches: list[int], runtimes: list[str], precisions: list[str]
+) -> tuple[Settings, ...]:
+    """Every combination, all of them possible. Raises CannotMeasure."""
+    combinations = itertools.product(threads, batches, runtimes, precisions)
+    return tuple(Settings(device, count, batch, 0, *words) for count, batch, *words in combinations)
 
 
 def bench(
     dense: Path,
     small: Path | None,
-    settings: Sequence[Setting],
+    settings: Sequence[Settings],
     *,
-    device: str,
     shapes: Shapes,
     seconds: float,
     tell: Callable[[str], None],
@@ -64,8 +57,8 @@ def bench(
     results: list[Result] = []
     for number, setting in enumerate(settings, 1):
         if len(settings) > 1:
-            tell(f"measuring {number} of {len(settings)}: {', '.join(f'{k} {v}' for k, v in asdict(setting).items())}")
-        options: dict[str, Any] = {**asdict(setting), "device": device, "seconds": seconds}
+            tell(f"measuring {number} of {len(settings)}: {in_words(asdict(setting))}")
+        options: dict[str, Any] = {**asdict(setting), "seconds": seconds}
         if stored and setting.runtime != "onnx":
             results.append(export.compare_networks(stored.dense, stored.pruned, stored.example, **options))
             continue
@@ -73,6 +66,10 @@ def bench(
         of_files = export.compare if len(files) == 2 else export.measure
         results.append(of_files(*files, shapes=shapes, **options))
     return Bench(("dense", "pruned") if dense.is_dir() else tuple(map(str, files)), tuple(settings), tuple(results))
+
+
+def in_words(setting: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in setting.items())
 
 
 def _require_sensible(dense: Path, small: Path | None, shapes: Shapes, *, in_torch: bool) -> None:

@@ -145,14 +145,14 @@ def bench(
     if json:
         _require_folder(json, "--json")
     shapes = dict(_named_sizes(text) for text in input_ or [])
-    counts = _counts(batch, "--batch"), _counts(threads, "--threads")
+    counts = {"threads": _counts(threads, "--threads"), "batches": _counts(batch, "--batch")}
     from diffprune.bench_lines import bench_lines
     from diffprune.benching import bench as measured
     from diffprune.benching import grid
     from diffprune.runfolder import as_json, write_atomically
 
-    settings = grid(runtime.split(","), precision.split(","), *counts)
-    found = measured(dense, small, settings, device=device, shapes=shapes, seconds=seconds, tell=_tell)
+    settings = grid(device, **counts, runtimes=runtime.split(","), precisions=precision.split(","))
+    found = measured(dense, small, settings, shapes=shapes, seconds=seconds, tell=_tell)
     _print(*bench_lines(found))
     if json:
         write_atomically(json, as_json(found.as_dict()))

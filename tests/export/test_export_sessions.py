@@ -60,7 +60,7 @@ def test_a_session_that_fell_back_is_refused(files, monkeypatch):
 
 
 @pytest.mark.skipif(
-    "AzureExecutionProvider" not in onnxruntime.get_available_providers(), reason="this onnxruntime has only one provider"
+    "AzureExecutionProvider" not in onnxruntime.get_available_providers(), reason="onnxruntime has the CPU only"
 )
 def test_a_file_whose_operators_would_run_on_the_cpu_is_refused(files, monkeypatch, capfd):
     """The Azure provider computes nothing: onnxruntime itself refuses to leave everything to the CPU."""
