@@ -31,12 +31,10 @@ def bench_lines(bench: Bench) -> Iterator[Any]:
     yield f"{in_words(constant)}; {bench.results[0].machine}"
     inputs = [spec for result in bench.results for spec in _latencies_of(result)[0].inputs]
     yield from dict.fromkeys(f"fed: {spec}, {spec.values}" for spec in inputs)
-    warnings = [
-        f"warning: {in_words({key: asdict(setting)[key] for key in varying})}{': ' * bool(varying)}{text}"
-        for setting, result in zip(bench.settings, bench.results, strict=True)
-        for text in result.warnings
-    ]
-    yield from dict.fromkeys(warnings)
+    for setting, result in zip(bench.settings, bench.results, strict=True):
+        where = in_words({key: asdict(setting)[key] for key in varying})
+        one_line = [f"{where}: {'; '.join(result.warnings)}"] if varying and result.warnings else result.warnings
+        yield from (f"warning: {text}" for text in one_line)
 
 
 def _latencies(bench: Bench, varying: list[str]) -> Table:
