@@ -89,7 +89,7 @@ def on_a_gpu_that_is(monkeypatch, provider, *, disable_fallback=True):
         if providers == ["CPUExecutionProvider"]:
             return REAL(path, options, providers, **settings)
         assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-        assert settings == {"enable_fallback": 0}, "or a GPU that fails is replaced by the CPU, with no more than a print"
+        assert settings == {"enable_fallback": 0}, "else the CPU takes over, with no more than a print"
         if not disable_fallback:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
         made = REAL(path, options, [provider], **settings)
