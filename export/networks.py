@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from export.candidates import Candidate
 from export.errors import CannotMeasure, DeviceMissing
 from export.feeds import InputSpec
-from export.rounds import Timer
+from export.rounds import Run, Timer
 from export.settings import Settings
 from export.tensors import Examples, example_tuple, repeat_to, resting_copy
 
 Inputs = tuple[Tensor, ...]
-Run = Callable[[], object]
 
 CXX = {"Darwin": "clang++", "Windows": "cl"}
 # Before a CUDA graph is captured: libraries choose their kernels and take their memory in the first runs.

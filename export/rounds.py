@@ -24,8 +24,8 @@ MAX_ROUNDS = 20_000
 # A visit shorter than this is mostly clock and call: the candidate runs several times, and the sample is their mean.
 VISIT_NS = 200_000
 
-Candidate = Callable[[], object]
-Timer = Callable[[Candidate, int], float]
+Run = Callable[[], object]
+Timer = Callable[[Run, int], float]
 """Runs a candidate so many times and returns the milliseconds of one, when all results are there."""
 
 
@@ -47,7 +47,7 @@ class Rounds:
 
 
 def run_rounds(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Run],
     *,
     seconds: float,
     seed: int,
@@ -88,7 +88,7 @@ def run_rounds(
     return Rounds(np.array(rows).T, tuple(repeats))
 
 
-def _visit(run: Candidate, repeats: int, clock: Callable[[], int]) -> float:
+def _visit(run: Run, repeats: int, clock: Callable[[], int]) -> float:
     """Milliseconds per run."""
     start = clock()
     for _ in range(repeats):
@@ -96,7 +96,7 @@ def _visit(run: Candidate, repeats: int, clock: Callable[[], int]) -> float:
     return (clock() - start) / 1e6 / repeats
 
 
-def _warm_up(run: Candidate, clock: Callable[[], int], visit: Timer) -> int:
+def _warm_up(run: Run, clock: Callable[[], int], visit: Timer) -> int:
     """Run until caches, allocator and clock speed have settled; the nanoseconds of a settled run."""
     durations: list[int] = []
     start = clock()
