@@ -1,28 +1,84 @@
-"""What `diffprune bench` shows: medians with their intervals, and which of two files is faster."""
+"""`diffprune bench`: one ONNX file measured, or two networks compared, under each of several settings."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import export
-from diffprune.report import count, milliseconds
-from diffprune.tables import add_row, table
-from diffprune.verdict import speed_in_words as in_words
+from diffprune.errors import BadConfig
+from diffprune.stored import load_run
+from export.feeds import Shapes
+from export.settings import Settings
+
+Result = export.Latency | export.Comparison
 
 
-def bench_lines(files: tuple[Path, ...], result: export.Latency | export.Comparison) -> Iterator[Any]:
-    """Lines and a table for a terminal; `files` is one file that was measured, or two that were compared."""
-    rows = (result.dense, result.small) if isinstance(result, export.Comparison) else (result,)
-    drawn = table("file", "median", "95 % interval", "p90", "runs", right=range(1, 5))
-    for file, row in zip(files, rows, strict=True):
-        interval = f"{row.low:#.3g} to {milliseconds(row.high)}"
-        p90 = "\N{EN DASH}" if row.p90 is None else milliseconds(row.p90)
-        runs = count(len(row.samples) * row.runs_per_sample)
-        add_row(drawn, str(file), milliseconds(row.median), interval, p90, runs)
-    yield drawn
-    yield ""
-    if isinstance(result, export.Comparison):
-        yield f"{files[1].name}, compared with {files[0].name}, is {in_words(result.speedup, result.low, result.high)}"
-    first = rows[0]
-    yield f"{first.device}, batch {first.batch}, threads {first.threads}; {first.machine}"
-    yield from (f"warning: {text}" for text in dict.fromkeys(result.warnings))
+@dataclass(frozen=True)
+class Bench:
+    """`names` of what was measured, one or two, and a result for each setting."""
+
+    names: tuple[str, ...]
+    settings: tuple[Settings, ...]
+    results: tuple[Result, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A single result as it is, several in a list under "results"."""
+        found = [result.as_dict() for result in self.results]
+        return found[0] if len(found) == 1 else {"results": found}
+
+
+def grid(
+    device: str, *, threads: list[int], batches: list[int], runtimes: list[str], precisions: list[str]
+) -> tuple[Settings, ...]:
+    """Every combination, all of them possible. Raises CannotMeasure."""
+    combinations = itertools.product(threads, batches, runtimes, precisions)
+    return tuple(Settings(device, count, batch, 0, *words) for count, batch, *words in combinations)
+
+
+def bench(
+    dense: Path,
+    small: Path | None,
+    settings: Sequence[Settings],
+    *,
+    shapes: Shapes,
+    seconds: float,
+    tell: Callable[[str], None],
+) -> Bench:
+    """Measure a file, compare two, or compare both networks of a run, whose folder `dense` is then.
+
+    Raises BadConfig for a file in a runtime of torch, and the errors of `load_run` and of what measures in `export`.
+    """
+    in_torch = any(setting.runtime != "onnx" for setting in settings)
+    _require_sensible(dense, small, shapes, in_torch=in_torch)
+    stored = load_run(dense) if in_torch else None
+    files = (dense / "dense.onnx", dense / "pruned.onnx") if dense.is_dir() else (dense, small) if small else (dense,)
+    results: list[Result] = []
+    for number, setting in enumerate(settings, 1):
+        if len(settings) > 1:
+            tell(f"measuring {number} of {len(settings)}: {in_words(asdict(setting))}")
+        options: dict[str, Any] = {**asdict(setting), "seconds": seconds}
+        if stored and setting.runtime != "onnx":
+            results.append(export.compare_networks(stored.dense, stored.pruned, stored.example, **options))
+            continue
+        del options["runtime"]
+        of_files = export.compare if len(files) == 2 else export.measure
+        results.append(of_files(*files, shapes=shapes, **options))
+    return Bench(("dense", "pruned") if dense.is_dir() else tuple(map(str, files)), tuple(settings), tuple(results))
+
+
+def in_words(setting: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in setting.items())
+
+
+def _require_sensible(dense: Path, small: Path | None, shapes: Shapes, *, in_torch: bool) -> None:
+    fact = None
+    if small and (dense.is_dir() or small.is_dir()):
+        fact, fix = "a run's folder is compared by itself: it holds both networks", "name one folder, or two ONNX files"
+    elif in_torch and not dense.is_dir():
+        fact, fix = "torch does not run ONNX files", "name the folder of a run, or use --runtime onnx"
+    elif in_torch and shapes:
+        fact, fix = "--input is for ONNX files; a run knows its images", "leave it out, or use --runtime onnx"
+    if fact:
+        raise BadConfig(fact, at="the command line", effect="nothing was measured", fix=fix)

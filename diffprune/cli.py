@@ -126,29 +126,39 @@ def inspect(
 
 @app.command()
 def bench(
-    dense: Annotated[Path, typer.Argument(help="an ONNX file")],
-    small: Annotated[Path | None, typer.Argument(help="another one, to compare with")] = None,
+    dense: Annotated[Path, typer.Argument(help="an ONNX file, or the folder of a run: both of its networks")],
+    small: Annotated[Path | None, typer.Argument(help="another ONNX file, to compare with")] = None,
+    runtime: Annotated[str, typer.Option(help="onnx; of a run also eager, compile, cuda-graph")] = "onnx",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; they do not spin when more than 1")] = 1,
-    batch: Annotated[int, typer.Option(help="images at once")] = 1,
-    seconds: Annotated[float, typer.Option(help="how long to measure")] = 10.0,
+    precision: Annotated[str, typer.Option(help="fp32; on cuda also tf32; in torch also fp16")] = "fp32",
+    threads: Annotated[str, typer.Option(help="CPU threads; onnxruntime's do not spin when more than 1")] = "1",
+    batch: Annotated[str, typer.Option(help="inputs at once")] = "1",
+    input_: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="NAME=3,224,224: an input's sizes behind the batch, where the file has them free"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="how long to measure under each setting")] = 10.0,
     json: Annotated[Path | None, typer.Option(help="write every sample to this file")] = None,
 ) -> None:
     """Measure an ONNX file, or compare two.
 
-    Two files are run in random interleaved rounds; the ratio of their medians comes with a 95 % interval.
+    Two networks are run in random interleaved rounds; the ratio of their medians comes with a 95 % interval. runtime,
+    precision, threads and batch take lists, such as --batch 1,8: every combination is measured. Inputs are random.
     """
     if json:
         _require_folder(json, "--json")
-    import export
-    from diffprune.benching import bench_lines
+    shapes = dict(_named_sizes(text) for text in input_ or [])
+    counts = {"threads": _counts(threads, "--threads"), "batches": _counts(batch, "--batch")}
+    from diffprune.bench_lines import bench_lines
+    from diffprune.benching import bench as measured
+    from diffprune.benching import grid
     from diffprune.runfolder import as_json, write_atomically
 
-    settings: dict[str, Any] = {"device": device, "threads": threads, "batch": batch, "seconds": seconds}
-    result = export.compare(dense, small, **settings) if small else export.measure(dense, **settings)
-    _print(*bench_lines((dense, small) if small else (dense,), result))
+    settings = grid(device, **counts, runtimes=runtime.split(","), precisions=precision.split(","))
+    found = measured(dense, small, settings, shapes=shapes, seconds=seconds, tell=_tell)
+    _print(*bench_lines(found))
     if json:
-        write_atomically(json, as_json(result.as_dict()))
+        write_atomically(json, as_json(found.as_dict()))
 
 
 @app.command()
@@ -227,6 +237,20 @@ def _shape(text: str | None, model: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def _counts(text: str, option: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise _bad_option(f"{option} is {text!r}", "write a number or several, such as 1,8")
+    return list(map(int, parts))
+
+
+def _named_sizes(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    if not name or not all(part.strip().isdecimal() for part in sizes.split(",")):
+        raise _bad_option(f"--input is {text!r}", "write NAME=3,224,224: a name of the file, its sizes but the batch")
+    return name, tuple(map(int, sizes.split(",")))
+
+
 def _multiple(text: str) -> int:
     if text == "auto":
         from export import default_step
@@ -256,6 +280,10 @@ def _print(*lines: Any) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for line in lines:
         console.print(line)
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _run(config: Any) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from export.comparison import NOISE, verdict_of
+
 
 def verdict(report: Mapping[str, Any]) -> str:
     """Speed on the CPU, MACs and accuracy of the pruned network against its parent's."""
@@ -16,7 +18,8 @@ def verdict(report: Mapping[str, Any]) -> str:
 def speed_in_words(ratio: float, low: float, high: float) -> str:
     """dense latency / pruned latency with its interval: faster or slower only if the whole interval says so."""
     if low <= 1 <= high:
-        return f"not measurably faster or slower ({_times(low)} to {_times(high)})"
+        noisy = f": {NOISE}" if verdict_of(low, high) == NOISE else ""
+        return f"not measurably faster or slower{noisy} ({_times(low)} to {_times(high)})"
     if high < 1:
         return f"{_times(1 / ratio)} slower ({_times(1 / high)} to {_times(1 / low)})"
     return f"{_times(ratio)} faster ({_times(low)} to {_times(high)})"

@@ -1,11 +1,12 @@
 """A dense ONNX file that computes what the network computes, and how long it takes, measured."""
 
 from export.alignment import Step, default_step, probe_step
-from export.comparison import Comparison, compare
+from export.comparison import Comparison, compare, compare_networks
 from export.errors import BadOnnx, CannotMeasure, DeviceMissing, ExportError, NotExportable, ParityFailed
-from export.latency import Latency, measure
+from export.latency import Latency
 from export.layers import LayerKind, TimedLayer, Widths, cache_folder, layer_table, layers_of
 from export.machine import Machine, this_machine
+from export.measurement import measure, measure_network
 from export.parity import BatchParity, Parity, check_parity
 from export.profiling import NodeTime, profile
 from export.roofline import Roofline, measure_roofline
@@ -37,10 +38,12 @@ __all__ = [
     "cache_folder",
     "check_parity",
     "compare",
+    "compare_networks",
     "default_step",
     "layer_table",
     "layers_of",
     "measure",
+    "measure_network",
     "measure_roofline",
     "probe_step",
     "profile",

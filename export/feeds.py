@@ -1,6 +1,6 @@
 """Random inputs that fit an ONNX file, and running it on them without copies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ import numpy.typing as npt
 import onnxruntime
 
 from export.errors import CannotMeasure
+from export.settings import at_least_one
 
 Feed = dict[str, npt.NDArray[Any]]
+Shapes = Mapping[str, Sequence[int]]
 
 DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -26,30 +28,58 @@ DTYPES: dict[str, type[np.generic]] = {
 }
 
 
+Axes = Sequence[int | str | None]
+
+
 @dataclass(frozen=True)
 class InputSpec:
-    """An input of a file at a given batch: name, full shape, onnxruntime's name of its type."""
+    """An input at a given batch: name, full shape, the runtime's name of its type."""
 
     name: str
     shape: tuple[int, ...]
     type: str
 
+    @property
+    def values(self) -> str:
+        """What it is fed with."""
+        if self.type not in DTYPES:
+            return "as given"
+        return "standard normal" if np.issubdtype(DTYPES[self.type], np.floating) else "0 or 1"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"name": self.name, "shape": list(self.shape), "type": self.type, "values": self.values}
+
     def __str__(self) -> str:
         return f"{self.name} {self.shape} {self.type}"
 
 
-def input_specs(session: Any, *, batch: int, path: Path) -> tuple[InputSpec, ...]:
-    """The inputs of a session with axis 0 set to `batch`.
+def input_specs(session: Any, *, batch: int, path: Path, shapes: Shapes | None = None) -> tuple[InputSpec, ...]:
+    """The inputs of a session, axis 0 of the first one set to `batch`, as that of all others where it is free.
+
+    Args:
+        shapes: by the name of an input the sizes of all its axes but the first, for files that leave them free.
 
     Raises:
-        CannotMeasure: a batch below 1, a file whose fixed batch is another one, another free axis, or an unusual type.
+        CannotMeasure: a batch below 1, a file whose fixed batch is another one, a free axis whose size is not given,
+            a size that the file contradicts, or an unusual type.
     """
-    if batch < 1:
-        raise CannotMeasure(f"batch {batch} asked", at="batch", effect="nothing was run", fix="ask for 1 or more")
-    return tuple(
-        InputSpec(value.name, _shape(value.name, list(value.shape), batch, path), _known_type(value, path))
-        for value in session.get_inputs()
-    )
+    at_least_one(batch, f"batch {batch}", at="batch")
+    inputs, shapes = session.get_inputs(), shapes or {}
+    names = [value.name for value in inputs]
+    if unknown := [name for name in shapes if name not in names]:
+        raise CannotMeasure(
+            f"there is no input {', '.join(unknown)}; there {'is' if len(names) == 1 else 'are'} {', '.join(names)}",
+            at=str(path), effect="nothing was run", fix="name one of these",
+        )
+    found: list[InputSpec] = []
+    for value in inputs:
+        declared = list(value.shape)
+        # Behind the first input a fixed first axis need not be a batch: it may belong to a table that all share.
+        first = declared[0] if found and declared and isinstance(declared[0], int) else batch
+        asked = (first, *shapes[value.name]) if value.name in shapes else (first, *declared[1:])
+        found.append(InputSpec(value.name, _shape(value.name, declared, asked, path), _known_type(value, path)))
+    return tuple(found)
 
 
 def random_feed(specs: tuple[InputSpec, ...], *, seed: int) -> Feed:
@@ -86,19 +116,33 @@ def runner(session: Any, feed: Feed, *, device: str) -> Callable[[], object]:
     return run
 
 
-def _shape(name: str, shape: list[int | str | None], batch: int, path: Path) -> tuple[int, ...]:
-    for axis, size in enumerate(shape):
-        if axis > 0 and not isinstance(size, int):
-            raise CannotMeasure(
-                f"axis {axis} of input {name}, {size or 'unnamed'}, has no fixed size", at=f"{path}, shape {shape}",
-                effect="nothing was run", fix="export with all axes but the batch fixed",
-            )
-    if shape and isinstance(shape[0], int) and shape[0] != batch:
+def _shape(name: str, declared: Axes, asked: Axes, path: Path) -> tuple[int, ...]:
+    """`asked`, if all of it are sizes and `declared`, the file's own, allows them; () for a scalar."""
+    if not declared:
+        return ()
+    at = f"{path}, shape {declared}"
+    if len(asked) != len(declared):
         raise CannotMeasure(
-            f"input {name} has the fixed batch {shape[0]}, asked was {batch}", at=f"{path}, shape {shape}",
-            effect="nothing was run", fix=f"measure with batch={shape[0]}, or export with a free batch",
+            f"input {name} has {len(declared) - 1} axes beside the batch, given were sizes for {len(asked) - 1}", at=at,
+            effect="nothing was run", fix="give a size for each",
         )
-    return (batch, *(size for size in shape[1:] if isinstance(size, int))) if shape else ()
+    for axis, (own, size) in enumerate(zip(declared, asked, strict=True)):
+        if not isinstance(size, int):
+            raise CannotMeasure(
+                f"axis {axis} of input {name}, {size or 'unnamed'}, has no fixed size", at=at, effect="nothing was run",
+                fix=f"give the sizes behind the batch: shapes={{{name!r}: (3, 224, 224)}} or --input {name}=3,224,224",
+            )
+        if isinstance(own, int) and own != size and axis == 0:
+            raise CannotMeasure(
+                f"input {name} has the fixed batch {own}, asked was {size}", at=at, effect="nothing was run",
+                fix=f"measure with batch={own}, or export with a free batch",
+            )
+        if size < 1 or (isinstance(own, int) and own != size):
+            raise CannotMeasure(
+                f"axis {axis} of input {name} is {own}, asked was {size}", at=at, effect="nothing was run",
+                fix="give sizes of 1 or more, and those that the file fixes as they are",
+            )
+    return tuple(size for size in asked if isinstance(size, int))
 
 
 def _known_type(value: Any, path: Path) -> str:

@@ -1,19 +1,17 @@
-"""`measure`: how long one ONNX file takes on this machine."""
+"""How long one thing takes on this machine, with everything that the number depends on."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from export.errors import BadOnnx
-from export.feeds import Feed, InputSpec, input_specs, random_feed, runner
-from export.machine import Machine, load_average, this_machine
-from export.rounds import MIN_ROUNDS, run_rounds
-from export.sessions import open_session
-from export.statistics import median_interval, quantile, unsteadiness
+from export.candidates import Candidate
+from export.feeds import InputSpec
+from export.machine import Machine
+from export.rounds import MIN_ROUNDS
+from export.settings import Settings
+from export.statistics import NOISY, Interval, median_interval, quantile
 
 # The threshold of NVIDIA's trtexec, above which it calls its own numbers unstable.
 UNSTEADY = 0.025
@@ -21,10 +19,10 @@ UNSTEADY = 0.025
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per run of a batch: median with 95 % interval, p90 (None below 64 samples), every sample in order.
+    """Milliseconds per run of a batch: median with 95 % interval, p90 and p99, every sample in order.
 
-    `runs_per_sample` is above 1 for networks so fast that a sample is the mean of several runs. `warnings` say why the
-    numbers may mislead.
+    p90 is None below 64 samples and p99 below 662. `runs_per_sample` is above 1 for networks so fast that a sample is
+    the mean of several runs. `warnings` say why the numbers may mislead. `inputs` is what was fed.
     """
 
     median: float
@@ -38,6 +36,10 @@ class Latency:
     device: str
     runs_per_sample: int
     warnings: tuple[str, ...]
+    p99: float | None = None
+    runtime: str = "onnx"
+    precision: str = "fp32"
+    inputs: tuple[InputSpec, ...] = ()
 
     @property
     def throughput(self) -> float:
@@ -47,89 +49,47 @@ class Latency:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, raw samples included; all times in milliseconds."""
         return {
-            "median": self.median, "low": self.low, "high": self.high, "p90": self.p90, "throughput": self.throughput,
+            "median": self.median, "low": self.low, "high": self.high, "p90": self.p90, "p99": self.p99,
+            "throughput": self.throughput, "runtime": self.runtime, "precision": self.precision,
             "threads": self.threads, "batch": self.batch, "device": self.device, "warnings": list(self.warnings),
-            "runs_per_sample": self.runs_per_sample, "machine": self.machine.as_dict(), "samples": list(self.samples),
+            "runs_per_sample": self.runs_per_sample, "inputs": [one.as_dict() for one in self.inputs],
+            "machine": self.machine.as_dict(), "samples": list(self.samples),
         }
+
+    @property
+    def setting(self) -> str:
+        """What it holds for, in words."""
+        words = f"{self.runtime} in {self.precision} on {self.device}, batch {self.batch}"
+        return f"{words}, {self.threads} thread{'s' * (self.threads > 1)}"
 
     def __str__(self) -> str:
         return (
-            f"{self.median:.3g} ms (95 % interval {self.low:.3g} to {self.high:.3g}), "
-            f"batch {self.batch}, {self.device}, {self.threads} thread{'s' * (self.threads > 1)}, {self.machine}"
+            f"{self.median:.3g} ms (95 % interval {self.low:.3g} to {self.high:.3g}), {self.setting}, {self.machine}"
         )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a latency holds for."""
-
-    device: str
-    threads: int
-    batch: int
-    seed: int
-
-
-def measure(
-    path: str | Path,
-    *,
-    device: str = "cpu",
-    threads: int = 1,
-    batch: int = 1,
-    seconds: float = 5.0,
-    seed: int = 0,
-) -> Latency:
-    """Run an ONNX file in onnxruntime on random inputs for about `seconds`, at least 100 times.
-
-    A network so slow that 100 runs take more than four times `seconds` is run at least 30 times, with a warning.
-    To say which of two files is faster use `compare`: two calls of `measure` see two different machines.
-
-    Raises:
-        BadOnnx: the file is missing, damaged, or does not run.
-        CannotMeasure: an impossible option, another batch than a fixed one, a free axis beside the batch.
-        DeviceMissing: no such device here.
-    """
-    settings = Settings(device, threads, batch, seed)
-    candidate, _ = prepare(Path(path), settings)
-    before = this_machine()
-    rounds = run_rounds([candidate], seconds=seconds, seed=seed)
-    machine = replace(before, load_after=load_average())
-    samples = rounds.milliseconds[0]
-    warnings = environment_warnings(machine, rounds.count)
-    if (drift := unsteadiness(samples)) > UNSTEADY:
-        warnings += (f"the median moved by {drift:.1%} (standard deviation) during the measurement",)
-    return summarise(samples, machine, settings, rounds.runs_per_sample[0], warnings)
-
-
-def prepare(path: Path, settings: Settings) -> tuple[Callable[[], object], tuple[InputSpec, ...]]:
-    """A function that runs the file once, tried once, and the inputs it is fed with.
-
-    Raises:
-        BadOnnx: the file loads, but does not run on inputs of the shapes it declares.
-    """
-    session = open_session(path, device=settings.device, threads=settings.threads)
-    specs = input_specs(session, batch=settings.batch, path=path)
-    feed: Feed = random_feed(specs, seed=settings.seed)
-    run = runner(session, feed, device=settings.device)
-    try:
-        run()
-    except Exception as error:
-        raise BadOnnx(
-            f"onnxruntime cannot run the file: {' '.join(str(error).split())}",
-            at=f"{path} with {', '.join(map(str, specs))}", effect="nothing was measured",
-            fix="export the network again; export.to_onnx tries several batch sizes before it hands out a file",
-        ) from error
-    return run, specs
-
-
 def summarise(
-    samples: npt.NDArray[np.float64], machine: Machine, settings: Settings, runs: int, warnings: tuple[str, ...]
+    samples: npt.NDArray[np.float64],
+    machine: Machine,
+    settings: Settings,
+    runs: int,
+    warnings: tuple[str, ...],
+    candidate: Candidate,
 ) -> Latency:
     """Samples (rounds,) in milliseconds as a Latency."""
     median = median_interval(samples, seed=settings.seed)
     return Latency(
         median.value, median.low, median.high, quantile(samples, 0.9), tuple(samples.tolist()), machine,
-        settings.threads, settings.batch, settings.device, runs, warnings,
+        settings.threads, settings.batch, settings.device, runs, warnings + noise_warnings(median),
+        quantile(samples, 0.99), settings.runtime, candidate.precision, candidate.inputs,
     )
+
+
+def noise_warnings(found: Interval) -> tuple[str, ...]:
+    """An interval too wide to be of use is called that."""
+    if found.high <= NOISY * found.low:
+        return ()
+    return (f"too noisy to measure here, now: the 95 % interval is {found.low:.3g} to {found.high:.3g}",)
 
 
 def environment_warnings(machine: Machine, rounds: int) -> tuple[str, ...]:

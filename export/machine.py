@@ -39,7 +39,8 @@ class Machine:
         return {**asdict(self), "isa": list(self.isa)}
 
     def __str__(self) -> str:
-        return f"{self.cpu}, {self.cores:g} cores, onnxruntime {self.onnxruntime}"
+        chips = f"{self.cpu}, {self.cores:g} cores" + (f", {self.gpu}" if self.gpu else "")
+        return f"{chips}, onnxruntime {self.onnxruntime}, torch {self.torch}"
 
 
 def this_machine() -> Machine:

@@ -24,6 +24,10 @@ MAX_ROUNDS = 20_000
 # A visit shorter than this is mostly clock and call: the candidate runs several times, and the sample is their mean.
 VISIT_NS = 200_000
 
+Run = Callable[[], object]
+Timer = Callable[[Run, int], float]
+"""Runs a candidate so many times and returns the milliseconds of one, when all results are there."""
+
 
 @dataclass(frozen=True)
 class Rounds:
@@ -43,11 +47,12 @@ class Rounds:
 
 
 def run_rounds(
-    candidates: Sequence[Callable[[], object]],
+    candidates: Sequence[Run],
     *,
     seconds: float,
     seed: int,
     clock: Callable[[], int] = time.perf_counter_ns,
+    timer: Timer | None = None,
 ) -> Rounds:
     """Warm up every candidate, then run rounds for about `seconds`, but at least MIN_ROUNDS of them.
 
@@ -56,6 +61,7 @@ def run_rounds(
 
     Args:
         clock: a monotonic clock in nanoseconds.
+        timer: what takes a sample; by default `clock` does.
 
     Raises:
         CannotMeasure: `seconds` is not positive.
@@ -64,7 +70,8 @@ def run_rounds(
         raise CannotMeasure(
             f"{seconds} seconds asked", at="seconds", effect="nothing was run", fix="ask for more than 0"
         )
-    repeats = [max(1, -(-VISIT_NS // max(1, _warm_up(run, clock)))) for run in candidates]
+    visit = timer or (lambda run, repeats: _visit(run, repeats, clock))
+    repeats = [max(1, -(-VISIT_NS // max(1, _warm_up(run, clock, visit)))) for run in candidates]
     order = np.random.default_rng(seed)
     rows: list[list[float]] = []
     start = clock()
@@ -76,12 +83,12 @@ def run_rounds(
             break
         row = [0.0] * len(candidates)
         for index in order.permutation(len(candidates)):
-            row[index] = _visit(candidates[index], repeats[index], clock)
+            row[index] = visit(candidates[index], repeats[index])
         rows.append(row)
     return Rounds(np.array(rows).T, tuple(repeats))
 
 
-def _visit(run: Callable[[], object], repeats: int, clock: Callable[[], int]) -> float:
+def _visit(run: Run, repeats: int, clock: Callable[[], int]) -> float:
     """Milliseconds per run."""
     start = clock()
     for _ in range(repeats):
@@ -89,12 +96,12 @@ def _visit(run: Callable[[], object], repeats: int, clock: Callable[[], int]) ->
     return (clock() - start) / 1e6 / repeats
 
 
-def _warm_up(run: Callable[[], object], clock: Callable[[], int]) -> int:
+def _warm_up(run: Run, clock: Callable[[], int], visit: Timer) -> int:
     """Run until caches, allocator and clock speed have settled; the nanoseconds of a settled run."""
     durations: list[int] = []
     start = clock()
     while len(durations) < WARM_UP_RUNS or clock() - start < WARM_UP_SECONDS * 1e9:
         before = clock()
-        run()
+        visit(run, 1)
         durations.append(clock() - before)
     return int(np.median(durations[len(durations) // 2 :]))

@@ -6,73 +6,105 @@ from typing import Any
 import onnxruntime
 
 from export.errors import BadOnnx, CannotMeasure, DeviceMissing
+from export.settings import DEVICES, at_least_one, known
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def open_session(
-    path: str | Path, *, device: str = "cpu", threads: int = 1, profile_to: Path | None = None
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    batch: int = 1,
+    tf32: bool = False,
+    profile_to: Path | None = None,
 ) -> Any:
     """An onnxruntime.InferenceSession on `device`, fully optimised, with `threads` threads inside an operator.
 
     Several threads do not spin while they wait: the idle workers of one session would eat the cores of the next one,
     which makes every comparison between two loaded models wrong by up to a factor of two.
-    `profile_to` is a folder for the profile that `end_profiling` of the session writes.
+    `profile_to` is a folder for the profile that `end_profiling` of a session on the CPU writes.
+
+    On a GPU every operator runs there, or the session is refused. A free batch is fixed to `batch` there: what a free
+    one needs to compute shapes would run on the CPU. With `tf32` float32 is multiplied with 10 bits of mantissa.
 
     Raises:
         BadOnnx: the file is missing, damaged, or holds an operator that onnxruntime does not know.
-        CannotMeasure: an unknown device name, or no threads.
+        CannotMeasure: an unknown device name, no threads, or an operator that the device does not have.
         DeviceMissing: onnxruntime or the machine lacks the device.
     """
     check_device(device)
-    if threads < 1:
-        raise CannotMeasure(f"{threads} threads asked", at="threads", effect="nothing was run", fix="ask for 1 or more")
+    at_least_one(threads, f"{threads} threads", at="threads")
     file = Path(path)
     if not file.is_file():
         raise BadOnnx(
             "there is no such file", at=str(file), effect="nothing was run",
             fix="check the path; export the model first",
         )
+    on_cpu = _on_cpu(file, threads, profile_to)
+    return on_cpu if device == "cpu" else _on_gpu(file, on_cpu, threads=threads, batch=batch, tf32=tf32)
+
+
+def _on_cpu(file: Path, threads: int, profile_to: Path | None) -> Any:
+    try:
+        return onnxruntime.InferenceSession(str(file), _options(threads, profile_to), providers=[PROVIDERS["cpu"]])
+    except Exception as error:
+        raise BadOnnx(
+            f"onnxruntime {onnxruntime.__version__} cannot load the file: {_one_line(error)}",
+            at=f"{file}, {file.stat().st_size} bytes", effect="nothing was run",
+            fix="write the file again (a damaged copy has another sha256); use only operators of the standard domain",
+        ) from error
+
+
+def _on_gpu(file: Path, on_cpu: Any, *, threads: int, batch: int, tf32: bool) -> Any:
+    """`on_cpu` is the same file, loaded there: the file is sound, and names its free axes."""
+    options = _options(threads)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for name in {value.shape[0] for value in on_cpu.get_inputs() if value.shape}:
+        if isinstance(name, str):
+            options.add_free_dimension_override_by_name(name, batch)
+    provider = (PROVIDERS["cuda"], {"use_tf32": str(int(tf32))})
+    try:
+        # Without fallback: else onnxruntime prints the error and goes on with the CPU.
+        session = onnxruntime.InferenceSession(str(file), options, providers=[provider], enable_fallback=0)
+    except Exception as error:
+        if "CPU EP" in str(error):
+            raise CannotMeasure(
+                "onnxruntime has some of the operators for the CPU only", at=f"{file} on cuda",
+                effect="nothing was run; a mix of GPU and CPU would be neither's latency",
+                fix="export with all axes fixed, or use device='cpu'",
+            ) from error
+        raise DeviceMissing(
+            f"onnxruntime cannot start on cuda: {_one_line(error)}", at=str(file), effect="nothing was run",
+            fix="check driver, CUDA and cuDNN; the file itself loads on the CPU",
+        ) from error
+    if session.get_providers()[0] != PROVIDERS["cuda"]:
+        raise DeviceMissing(
+            f"asked was cuda, onnxruntime fell back to {session.get_providers()[0]}", at=str(file),
+            effect="nothing was run", fix="check that a GPU, its driver, CUDA and cuDNN are there",
+        )
+    return session
+
+
+def _options(threads: int, profile_to: Path | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors only
-    if profile_to:
+    if profile_to is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_to / "profile")
     if threads > 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS[device]])
-    except Exception as error:
-        if device == "cuda":
-            on_cpu = open_session(file, threads=threads)
-            raise DeviceMissing(
-                f"onnxruntime cannot start on cuda: {_one_line(error)}", at=str(file), effect="nothing was run",
-                fix=f"check driver, CUDA and cuDNN; the file itself loads on {on_cpu.get_providers()[0]}",
-            ) from error
-        raise BadOnnx(
-            f"onnxruntime {onnxruntime.__version__} cannot load the file: {_one_line(error)}",
-            at=f"{file}, {file.stat().st_size} bytes", effect="nothing was run",
-            fix="write the file again (a damaged copy has another sha256); use only operators of the standard domain",
-        ) from error
-    if session.get_providers()[0] != PROVIDERS[device]:
-        raise DeviceMissing(
-            f"asked was {device}, onnxruntime fell back to {session.get_providers()[0]}", at=str(file),
-            effect="nothing was run", fix="check that a GPU, its driver, CUDA and cuDNN are there",
-        )
-    return session
+    return options
 
 
 def check_device(device: str) -> None:
     """Raise CannotMeasure for a name that is no device, DeviceMissing for one that this onnxruntime lacks."""
-    if device not in PROVIDERS:
-        raise CannotMeasure(
-            f"device {device!r} is not known", at="device", effect="nothing was run",
-            fix=f"use one of {', '.join(map(repr, PROVIDERS))}",
-        )
+    known("device", device, DEVICES)
     if device == "cuda" and hasattr(onnxruntime, "preload_dlls") and "cuda" in _built_for():
         onnxruntime.preload_dlls()  # lets onnxruntime use the CUDA libraries that torch brought along
     if device not in _built_for():

@@ -16,6 +16,8 @@ LEVEL = 0.95
 # The fewest samples of which, with a chance of 99 %, at least two lie beyond the quantile (binomial). With less, a
 # "p99" is only another name for the maximum.
 SAMPLE_FLOORS = {0.9: 64, 0.95: 130, 0.97: 219, 0.99: 662}
+# An interval whose ends differ by more than this factor could hide a difference of 10 % to either side.
+NOISY = 1.2
 # Resampled values held at once: bounds the memory of a bootstrap over many samples to some ten megabytes.
 CHUNK = 1_000_000
 

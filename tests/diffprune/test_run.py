@@ -23,6 +23,7 @@ from diffprune.data import load_data
 from diffprune.models import load_model
 from diffprune.recover import accuracy
 from diffprune.report import count, milliseconds, percent
+from diffprune.stored import load_run
 
 pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
 
@@ -277,6 +278,36 @@ def test_bench_prints_medians_with_intervals(folder: Path, here: Path, pair: boo
     assert milliseconds(shown["median"]) in outcome.out
     assert len({line for line in lines if line.startswith("warning")}) == outcome.out.count("warning:")
     assert ("compared with" in outcome.out) == pair
+
+
+def test_bench_has_a_row_for_each_setting(folder: Path, here: Path) -> None:
+    words = "bench runs/one/dense.onnx --batch 1,2 --threads 1,2 --seconds 0.1 --json several.json"
+    outcome = typed(*words.split())
+    assert outcome.code == 0, outcome.err
+    rows = [line.split()[:2] for line in outcome.out.splitlines() if " ms " in line]
+    assert rows == [["1", "1"], ["1", "2"], ["2", "1"], ["2", "2"]]
+    results = json.loads((here / "several.json").read_text())["results"]
+    assert [[str(result["threads"]), str(result["batch"])] for result in results] == rows
+    assert all(len(result["samples"]) >= 30 for result in results)
+    assert "fed: input (2, 1, 8, 8) tensor(float), standard normal" in outcome.out
+    assert "measuring 4 of 4: device cpu, threads 2, batch 2" in outcome.err
+
+
+def test_bench_compares_the_networks_of_a_run_in_torch_too(folder: Path, here: Path) -> None:
+    words = "bench runs/one --runtime onnx,eager --batch 3 --seconds 0.1 --json run.json"
+    outcome = typed(*words.split())
+    assert outcome.code == 0, outcome.err
+    assert "dense against pruned" in outcome.out
+    first, second = json.loads((here / "run.json").read_text())["results"]
+    assert (first["dense"]["runtime"], second["dense"]["runtime"]) == ("onnx", "eager")
+    assert second["small"]["inputs"][0]["shape"] == [3, 1, 8, 8]
+
+
+def test_the_networks_of_a_run_are_those_of_its_files(folder: Path) -> None:
+    stored = load_run(folder)
+    for model, name in ((stored.dense, "dense"), (stored.pruned, "pruned")):
+        assert export.check_parity(folder / f"{name}.onnx", model, stored.example).worst < 1e-4
+    assert sum(p.numel() for p in stored.pruned.parameters()) < sum(p.numel() for p in stored.dense.parameters())
 
 
 def test_the_run_reads_nothing_but_its_settings() -> None:

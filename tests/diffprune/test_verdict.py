@@ -12,9 +12,10 @@ from diffprune.verdict import speed_in_words, verdict
     [
         (2.314, 2.21, 2.43, "2.31x faster (2.21x to 2.43x)"),
         (1.004, 1.002, 1.006, "1.004x faster (1.002x to 1.006x)"),
-        (1.3, 0.98, 1.7, "not measurably faster or slower (0.980x to 1.70x)"),
-        (1.3, 1.0, 1.7, "not measurably faster or slower (1.000x to 1.70x)"),
-        (0.8, 0.4, 1.0, "not measurably faster or slower (0.40x to 1.000x)"),
+        (1.05, 0.98, 1.12, "not measurably faster or slower (0.980x to 1.12x)"),
+        (1.1, 1.0, 1.2, "not measurably faster or slower (1.000x to 1.20x)"),
+        (1.3, 0.98, 1.7, "not measurably faster or slower: too noisy to tell (0.980x to 1.70x)"),
+        (0.8, 0.4, 1.0, "not measurably faster or slower: too noisy to tell (0.40x to 1.000x)"),
         (0.5, 0.4, 0.8, "2.00x slower (1.25x to 2.50x)"),
     ],
 )

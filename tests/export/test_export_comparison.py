@@ -72,7 +72,8 @@ def test_less_than_the_control_shows_is_no_claim(compared):
 def test_the_verdict_is_the_interval(compared):
     found = compared(2.0, 2.0, 2.0)
     for low, high, verdict in [(1.01, 1.2, "faster"), (0.8, 0.99, "slower"), (1.0, 1.2, "no measurable difference"),
-                               (0.8, 1.0, "no measurable difference")]:
+                               (0.9, 1.0, "no measurable difference"), (0.9, 1.2, "too noisy to tell"),
+                               (1.2, 2.4, "faster")]:
         assert replace(found, low=low, high=high).verdict == verdict
 
 

@@ -48,3 +48,33 @@ def test_feeds_have_type_and_shape_and_repeat_with_the_seed():
     assert set(feed["i"].tolist()) == {0, 1}
     assert np.array_equal(feed["x"], again["x"])
     assert not np.array_equal(feed["x"], other["x"])
+
+
+def test_only_the_first_input_says_what_the_batch_is():
+    """A fixed first axis behind it may belong to a table that all images share; a free one is the batch as well."""
+    kind = "tensor(float)"
+    inputs = session(("x", ["n", 3], kind), ("table", [7, 4], kind), ("k", ["n"], kind))
+    assert [spec.shape for spec in input_specs(inputs, batch=5, path=PATH)] == [(5, 3), (7, 4), (5,)]
+    with pytest.raises(export.CannotMeasure, match="fixed batch 1, asked was 5"):
+        input_specs(session(("x", [1, 3], "tensor(float)"), ("y", ["n"], "tensor(float)")), batch=5, path=PATH)
+    assert input_specs(session(("scale", [], "tensor(float)")), batch=5, path=PATH)[0].shape == ()
+
+
+def test_free_axes_take_the_sizes_given():
+    free = session(("x", ["n", 3, "h", None], "tensor(float)"))
+    assert input_specs(free, batch=2, path=PATH, shapes={"x": (3, 8, 9)})[0].shape == (2, 3, 8, 9)
+    for sizes, fact in [
+        ((4, 8, 9), "axis 1 of input x is 3, asked was 4"),
+        ((3, 8), "has 3 axes beside the batch, given were sizes for 2"),
+        ((3, 0, 9), "axis 2 of input x is h, asked was 0"),
+    ]:
+        with pytest.raises(export.CannotMeasure, match=fact):
+            input_specs(free, batch=2, path=PATH, shapes={"x": sizes})
+    with pytest.raises(export.CannotMeasure, match="there is no input y; there is x"):
+        input_specs(free, batch=2, path=PATH, shapes={"y": (3, 8, 9)})
+
+
+def test_what_is_fed_is_said():
+    specs = [InputSpec("x", (1,), kind) for kind in ("tensor(float16)", "tensor(int64)", "tensor(bool)", "torch.int64")]
+    assert [spec.values for spec in specs] == ["standard normal", "0 or 1", "0 or 1", "as given"]
+    assert specs[1].as_dict() == {"name": "x", "shape": [1], "type": "tensor(int64)", "values": "0 or 1"}

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import export
+from export.candidates import Candidate
 from export.latency import Settings, environment_warnings, summarise
 
 
@@ -24,9 +25,27 @@ def test_a_latency_is_consistent(files):
     assert f"{latency.median:.3g} ms" in str(latency)
 
 
-def test_too_few_samples_give_no_p90():
-    samples = np.linspace(1, 2, 63)
-    assert summarise(samples, export.this_machine(), Settings("cpu", 1, 1, 0), 1, ()).p90 is None
+@pytest.mark.parametrize(
+    ("count", "p90", "p99"), [(63, False, False), (64, True, False), (661, True, False), (662, True, True)]
+)
+def test_quantiles_are_shown_from_their_floors_on(count, p90, p99):
+    found = summarised(np.linspace(1, 2, count))
+    assert (found.p90 is not None, found.p99 is not None) == (p90, p99)
+    assert found.as_dict()["p99"] == found.p99
+
+
+def test_an_interval_too_wide_to_be_of_use_is_called_that():
+    draw = np.random.default_rng(0)
+    steady, wild = (summarised(np.exp(width * draw.standard_normal(100))) for width in (0.01, 2))
+    assert steady.warnings == ()
+    (text,) = wild.warnings
+    assert text.startswith("too noisy to measure")
+    assert f"{wild.low:.3g} to {wild.high:.3g}" in text
+
+
+def summarised(samples):
+    candidate = Candidate(lambda: None, (), "fp32")
+    return summarise(samples, export.this_machine(), Settings("cpu", 1, 1, 0), 1, (), candidate)
 
 
 def test_warnings_tell_load_and_too_few_rounds():

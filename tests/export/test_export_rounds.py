@@ -81,3 +81,19 @@ def test_the_seed_decides_the_order():
 def test_no_time_is_refused():
     with pytest.raises(export.CannotMeasure, match="-1 seconds asked"):
         timed(1.0, seconds=-1)
+
+
+def test_a_timer_of_its_own_takes_the_samples():
+    """What takes 3 ms of a GPU takes 1 ms of this clock, in which the work is only queued."""
+    watch = Stopwatch()
+    timed = []
+
+    def timer(run, repeats):
+        timed.append(repeats)
+        run()
+        return 3.0
+
+    rounds = run_rounds([watch.candidate("a", 0.03)], seconds=0.01, seed=0, clock=watch, timer=timer)
+    assert np.all(rounds.milliseconds == 3)
+    assert timed[-rounds.count :] == [7] * rounds.count
+    assert set(timed[: -rounds.count]) == {1}

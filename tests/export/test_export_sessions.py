@@ -1,5 +1,7 @@
 """Files that cannot be opened, devices that are not there."""
 
+from types import SimpleNamespace
+
 import onnx
 import onnxruntime
 import pytest
@@ -7,6 +9,8 @@ from onnx import TensorProto, helper
 
 import export
 from export.sessions import open_session
+
+REAL = onnxruntime.InferenceSession
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9, 0.999])
@@ -50,14 +54,50 @@ def test_a_missing_device_is_never_replaced_by_another(files, monkeypatch):
 
 def test_a_session_that_fell_back_is_refused(files, monkeypatch):
     """onnxruntime may name a provider, fail to load its libraries and go on with the CPU, without an exception."""
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
-    real = onnxruntime.InferenceSession
-    monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, ["CPUExecutionProvider"])
-    )
+    on_a_gpu_that_is(monkeypatch, "CPUExecutionProvider", disable_fallback=False)
     with pytest.raises(export.DeviceMissing, match="fell back to CPUExecutionProvider"):
         open_session(files["small"].path, device="cuda")
+
+
+@pytest.mark.skipif(
+    "AzureExecutionProvider" not in onnxruntime.get_available_providers(), reason="onnxruntime has the CPU only"
+)
+def test_a_file_whose_operators_would_run_on_the_cpu_is_refused(files, monkeypatch):
+    """The Azure provider computes nothing: onnxruntime itself refuses to leave everything to the CPU."""
+    on_a_gpu_that_is(monkeypatch, "AzureExecutionProvider")
+    with pytest.raises(export.CannotMeasure, match="some of the operators for the CPU only"):
+        export.measure(files["small"].path, device="cuda", batch=2)
+
+
+def test_on_a_gpu_the_batch_is_fixed_and_tf32_only_where_asked_for(files, monkeypatch):
+    for tf32 in (False, True):
+        asked = on_a_gpu_that_is(monkeypatch, "CPUExecutionProvider", disable_fallback=False)
+        with pytest.raises(export.DeviceMissing):
+            open_session(files["small"].path, device="cuda", batch=7, tf32=tf32)
+        assert asked[-1].provider == ("CUDAExecutionProvider", {"use_tf32": str(int(tf32))})
+        assert asked[-1].session.get_inputs()[0].shape == [7, 3, 12, 12]
+
+
+def on_a_gpu_that_is(monkeypatch, provider, *, disable_fallback=True):
+    """As if there were a GPU, which is in truth another provider; what is asked of it is noted."""
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    asked = []
+
+    def session(path, options, providers, **settings):
+        if providers == ["CPUExecutionProvider"]:
+            return REAL(path, options, providers, **settings)
+        assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+        assert settings == {"enable_fallback": 0}, "else the CPU takes over, with no more than a print"
+        if not disable_fallback:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
+        made = REAL(path, options, [provider], **settings)
+        asked.append(SimpleNamespace(provider=providers[0], session=made))
+        return made
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    return asked
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""Is what `export.compare` claims true? Pairs of files whose ratio is known, on a quiet machine and on a loaded one.
+
+    python -m benchmarks.measuring
+
+The files are stacks of the same convolution with the same weights. One against itself has the ratio 1, and the interval
+should hold that in 95 of 100 trials; one of twice the depth has the ratio 2, but for what both do once: the call, the
+reordering of the input, and filling the caches, which the other file has used in between. On a quiet machine that is
+about 1 % of a run, and part of the error that is shown. Under load a run of twice the work is interrupted more often,
+and no time of the wall clock is exactly 2. The load is a process for each usable core that only counts.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import export
+from benchmarks.cells import Cell, markdown, run_cells
+
+RESULTS = Path(__file__).parent / "results" / "measuring.json"
+WIDTH, SIDE, DEPTH = 64, 14, 32
+LOAD_SECONDS = 120
+"""After which the load ends by itself, should nobody end it: longer than any trial."""
+BURN = """
+import os, sys, time
+parent, end = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end and os.getppid() == parent:
+    for _ in range(100_000):
+        pass
+"""
+
+
+def measure(cell: Cell) -> Cell:
+    """One trial."""
+    with tempfile.TemporaryDirectory() as folder, loaded() if cell["load"] else nullcontext():
+        files = [Path(folder) / f"{name}.onnx" for name in ("dense", "small")]
+        for file, factor in zip(files, (cell["ratio"], 1), strict=True):
+            onnx.save(stack(factor * DEPTH), str(file))
+        found = export.compare(*files, seconds=cell["seconds"], seed=cell["trial"])
+    return {
+        "speedup": found.speedup, "low": found.low, "high": found.high, "verdict": found.verdict,
+        "dense_ms": found.dense.median, "small_ms": found.small.median, "rounds": len(found.dense.samples),
+        "noise": [found.noise.low, found.noise.high], "load_before": found.machine.load_before,
+        "warnings": list(found.warnings),
+    }
+
+
+@contextmanager
+def loaded() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Every usable core has something else to do. Ends with the block, with this process, and after LOAD_SECONDS."""
+    code = [sys.executable, "-c", BURN, str(os.getpid()), str(LOAD_SECONDS)]
+    children = []
+    try:
+        for _ in range(max(1, round(export.this_machine().cores))):
+            children.append(subprocess.Popen(code))
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+        for child in children:
+            child.wait()
+
+
+def stack(depth: int) -> onnx.ModelProto:
+    """`depth` 3x3 convolutions with ReLU that share one weight, so that a deeper one needs no more of the caches."""
+    kernel = np.random.default_rng(0).standard_normal((WIDTH, WIDTH, 3, 3)) * np.sqrt(2 / (9 * WIDTH))
+    nodes, value = [], "input"
+    for index in range(depth):
+        nodes.append(helper.make_node("Conv", [value, "kernel"], [f"conv_{index}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"conv_{index}"], [f"relu_{index}"]))
+        value = f"relu_{index}"
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, WIDTH, SIDE, SIDE]) for name in ("input", value)]
+    weights = [numpy_helper.from_array(kernel.astype(np.float32), "kernel")]
+    graph = helper.make_graph(nodes, f"stack_{depth}", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def table(results: list[Cell]) -> str:
+    """A row for each kind of trial."""
+    rows = []
+    for ratio, load in sorted({(r["ratio"], r["load"]) for r in results}):
+        trials = [r for r in results if (r["ratio"], r["load"]) == (ratio, load)]
+        errors = [abs(r["speedup"] / ratio - 1) for r in trials]
+        held = sum(r["low"] <= ratio <= r["high"] for r in trials)
+        rows.append((
+            str(ratio), "loaded" if load else "quiet", f"{held} / {len(trials)}",
+            f"{median(errors):.1%}", f"{max(errors):.1%}",
+            f"{median(r['high'] / r['low'] - 1 for r in trials):.1%}",
+            ", ".join(f"{sum(r['verdict'] == v for r in trials)} {v}" for v in sorted({r["verdict"] for r in trials})),
+        ))  # fmt: skip
+    head = ("true ratio", "machine", "interval holds it", "median error", "largest error", "interval width", "verdicts")
+    return markdown(head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each trial")
+    parser.add_argument("--ratios", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    cells = [
+        {"ratio": ratio, "load": load, "trial": trial, "seconds": args.seconds}
+        for trial in range(args.trials)
+        for load in (False, True)
+        for ratio in args.ratios
+    ]
+    print(table(run_cells(args.output, cells, measure)))
+
+
+if __name__ == "__main__":
+    main()

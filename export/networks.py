@@ -1,0 +1,173 @@
+"""Networks as candidates: eager, compiled, or replayed as a CUDA graph."""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.candidates import Candidate
+from export.errors import CannotMeasure, DeviceMissing
+from export.feeds import InputSpec
+from export.rounds import Run, Timer
+from export.settings import Settings
+from export.tensors import Examples, example_tuple, repeat_to, resting_copy
+
+Inputs = tuple[Tensor, ...]
+
+CXX = {"Darwin": "clang++", "Windows": "cl"}
+# Before a CUDA graph is captured: libraries choose their kernels and take their memory in the first runs.
+RUNS_BEFORE_CAPTURE = 3
+
+
+@contextmanager
+def torch_as_asked(settings: Settings) -> Iterator[None]:
+    """torch with the threads and, on a GPU, the TF32 asked for: both belong to the process, and come back afterwards.
+
+    Raises:
+        CannotMeasure: onnxruntime is asked for, or torch.compile without a C++ compiler.
+        DeviceMissing: no such device here.
+    """
+    _require_possible(settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        with tf32(settings.precision == "tf32") if settings.device == "cuda" else nullcontext():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """TF32 in matrix products and convolutions, or not. By torch's older switches: torch.compile reads those."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def network_candidate(model: nn.Module, example_inputs: Examples, settings: Settings) -> Candidate:
+    """A copy of the network in eval mode on the device, in the precision asked for, tried once; `model` stays as it is.
+
+    Raises:
+        NotExportable: no usable example inputs, or a network that cannot be copied.
+        CannotMeasure: the runtime does not run the network; nothing else is measured in its place.
+    """
+    dtype = torch.float16 if settings.precision == "fp16" else torch.float32
+    examples = [repeat_to(example, settings.batch) for example in example_tuple(example_inputs)]
+    inputs = tuple(x.to(settings.device, dtype if x.is_floating_point() else x.dtype) for x in examples)
+    network = resting_copy(model).to(settings.device, dtype)
+    specs = tuple(InputSpec(f"input_{i}", tuple(x.shape), str(x.dtype)) for i, x in enumerate(inputs))
+    try:
+        run = PREPARED[settings.runtime](network, inputs)
+        run()
+    except CannotMeasure:
+        raise
+    except Exception as error:
+        raise CannotMeasure(
+            f"the network does not run as {settings.runtime}: {type(error).__name__}: {' '.join(str(error).split())}",
+            at=f"{type(model).__name__} with {', '.join(map(str, specs))} on {settings.device}",
+            effect="nothing was measured", fix="see the chained error; or choose another runtime, device or precision",
+        ) from error
+    return Candidate(run, specs, settings.precision)
+
+
+def timer_for(settings: Settings) -> Timer | None:
+    """On a GPU its own clock, by CUDA events; None for that of the CPU."""
+    return event_timer if settings.device == "cuda" else None
+
+
+def event_timer(run: Run, repeats: int) -> float:
+    """Milliseconds of a run on the GPU, from an idle GPU on: each one ends before the next begins."""
+    total = 0.0
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        total += start.elapsed_time(end)
+    return total / repeats
+
+
+def _eager(forward: Callable[..., object], inputs: Inputs) -> Run:
+    def run() -> object:
+        with torch.inference_mode():
+            return forward(*inputs)
+
+    return run
+
+
+def _compiled(network: nn.Module, inputs: Inputs) -> Run:
+    """As a whole, for these shapes: a graph break or a free shape would measure something else."""
+    graphs = []
+
+    def inductor(graph: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        graphs.append(graph)
+        return torch._inductor.compile(graph, examples)
+
+    def forward(*given: Tensor) -> object:
+        return network(*given)
+
+    # A code object of its own: torch.compile files its results under it, and would try the other candidates' first.
+    forward.__code__ = forward.__code__.replace()
+    run = _eager(torch.compile(forward, backend=inductor, fullgraph=True, dynamic=False), inputs)
+    run()
+    if len(graphs) != 1:
+        raise CannotMeasure(
+            f"torch.compile compiled {len(graphs)} graphs of the network; one was expected",
+            at=type(network).__name__, effect="nothing was measured",
+            fix="unset TORCHDYNAMO_DISABLE and torch._dynamo.config.disable",
+        )
+    return run
+
+
+def _captured(network: nn.Module, inputs: Inputs) -> Run:
+    run = _eager(network, inputs)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(RUNS_BEFORE_CAPTURE):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = run()
+
+    def replay() -> object:
+        graph.replay()
+        return run, output  # named here to stay alive: the graph reads the weights of the one and writes the other
+
+    return replay
+
+
+PREPARED: Mapping[str, Callable[[nn.Module, Inputs], Run]] = {
+    "eager": _eager, "compile": _compiled, "cuda-graph": _captured,
+}
+
+
+def _require_possible(settings: Settings) -> None:
+    if settings.runtime not in PREPARED:
+        raise CannotMeasure(
+            f"runtime {settings.runtime!r} does not run a network", at="runtime", effect="nothing was run",
+            fix=f"use one of {', '.join(map(repr, PREPARED))}, or export.to_onnx and measure the file",
+        )
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise DeviceMissing(
+            f"torch {torch.__version__} finds no CUDA device", at="device", effect="nothing was run",
+            fix="use device='cpu', or a machine and a torch build with CUDA",
+        )
+    compiler = os.environ.get("CXX") or CXX.get(platform.system(), "g++")
+    if settings.runtime == "compile" and settings.device == "cpu" and not shutil.which(compiler):
+        raise CannotMeasure(
+            f"torch.compile needs a C++ compiler; there is no {compiler}", at="runtime 'compile'",
+            effect="nothing was run; there is no fallback to eager", fix="install one, or name another one in CXX",
+        )
