@@ -25,6 +25,9 @@ AIM = 0.015
 NOISE = 0.05
 """Half the width of an interval, as a share of the speed-up, above which the machine is too noisy to meet a budget."""
 
+LARGEST = 0.999
+"""The share of the dense latency that a correction asks for at most: a budget is below 1."""
+
 TRIES = 6
 SECONDS = 6.0
 """How long each try is measured."""
@@ -61,15 +64,17 @@ class Stopwatch:
     def land(
         self, budget: Budget, scores: Tensor, round_to: int, gate_of: Tensor | None, tell: Event
     ) -> tuple[Landing, Comparison]:
-        """The structure whose measured speed-up is the one asked, or above by as little as was found, and up to EXCESS.
+        """The structure whose measured speed-up is the one asked, or above it by at most EXCESS.
 
-        Each try is measured, and the next one corrects what the table expects by what was found. Raises
-        BudgetUnreachable with the largest that was measured.
+        Each try is measured, and the next one corrects what the table expects by what was found. Where no try comes so
+        close, the one that is least above the one asked is taken, else the fastest whose interval still holds it.
+        Raises BudgetUnreachable with the largest that was measured.
         """
         found: list[tuple[Landing, Comparison]] = []
         share, floor = budget.share, least_share(budget, self.size, round_to, gate_of)
         for _ in range(TRIES):
-            landing = land(Budget(speedup=1 / max(share, floor)), self.size, scores, round_to=round_to, gate_of=gate_of)
+            expected = Budget(speedup=1 / min(max(share, floor), LARGEST))
+            landing = land(expected, self.size, scores, round_to=round_to, gate_of=gate_of)
             if any(torch.equal(landing.flat, other.flat) for other, _ in found):
                 break
             measured = self.measure(landing.flat)
@@ -87,9 +92,12 @@ class Stopwatch:
                 break
             share = landing.reached * measured.speedup / ((1 + AIM) * budget.asked)
         enough = [pair for pair in found if pair[1].speedup >= budget.asked]
-        if not enough:
-            raise unreachable(budget, 1 / max(measured.speedup for _, measured in found), round_to)
-        return min(enough, key=lambda pair: pair[1].speedup)
+        if enough:
+            return min(enough, key=lambda pair: pair[1].speedup)
+        best = max(found, key=lambda pair: pair[1].speedup)
+        if best[1].high < budget.asked:
+            raise unreachable(budget, 1 / best[1].speedup, round_to)
+        return best
 
     def doubts(self, measured: Comparison) -> list[str]:
         """A sentence if the machine was too noisy to know the speed-up; none if not."""

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from export import LayerKind, TimedLayer, Widths
 from surgery import ChannelGraph, SizeModel
 
-SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+SHARES = tuple(eighths / 8 for eighths in range(1, 9))
 """Widths that are measured, as shares of the dense one, beside a single step: between them the table is linear."""
 
 Axis = tuple[str, int]
