@@ -207,8 +207,8 @@ def test_two_processes_write_the_same_bytes_without_a_trace_of_the_machine(tmp_p
     )
     words = [folder / "float32.onnx", tmp_path / "images.pt", tmp_path / "again.onnx"]
     done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, words)], env={"PYTHONPATH": str(HERE.parents[2]), "PYTHONHASHSEED": "7"},
-        capture_output=True, text=True, check=True, timeout=120,
+        [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, check=True, timeout=120,
+        env={"PYTHONPATH": str(HERE.parents[2]), "PYTHONHASHSEED": "7"},
     )
     assert done.stdout.split() == [made["tensorrt"].sha256, made["fp16"].sha256]
     assert done.stderr == ""
@@ -236,7 +236,8 @@ def test_nothing_else_is_written_said_or_changed(tmp_path, folder, images, capfd
 def one_layer(path: Path, operator: str, weight: float, shape: tuple[int, ...] = (4, 3, 1, 1)) -> Path:
     """A file with one operator that reads `input` (batch, 3, 4, 4) and a constant, then one that scales it back."""
     constants = [np.full(shape, weight, np.float32), np.array(1 / weight, np.float32)]
-    nodes = [helper.make_node(operator, ["input", "c0"], ["inner"]), helper.make_node("Mul", ["inner", "c1"], ["logits"])]
+    nodes = [helper.make_node(operator, ["input", "c0"], ["inner"]),
+             helper.make_node("Mul", ["inner", "c1"], ["logits"])]
     ins, outs = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", c, 4, 4])
                  for n, c in (("input", 3), ("logits", 4 if operator == "Conv" else 3)))
     weights = [numpy_helper.from_array(array, f"c{index}") for index, array in enumerate(constants)]
