@@ -33,14 +33,14 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
 def quantized_lines(report: Mapping[str, Any]) -> Iterator[Any]:
     """A table and sentences for a terminal."""
     precision, latency = report["recipe"]["precision"], report["latency"]
-    drawn = table("file", "size", "accuracy", "agreement", "SQNR", "latency", "speed-up", right=range(1, 7))
+    drawn = table("", "size", "accuracy", "agreement", "SQNR", "latency", "speed-up", right=range(1, 7))
     for key in ("dense", "pruned", precision):
         against = latency[f"dense_{'pruned' if key == 'dense' else key}"]
         mine = against["dense" if key == "dense" else "small"]["median"]
         smaller = key == precision
         add_row(
             drawn,
-            report["file"] if smaller else f"{key}.onnx",
+            key,
             size(report["file_bytes"][key]),
             percent(report["accuracy"][key]),
             percent(report["fidelity"]["top1_agreement"]) if smaller else "",
