@@ -132,17 +132,24 @@ def test_a_second_time_gives_the_same_file(outcome: Outcome, here: Path) -> None
 
 def test_it_is_calibrated_with_training_images_as_they_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[torch.Tensor] = []
+    asked: list[Any] = []
+
+    def load(*args: Any, **options: Any) -> Any:
+        asked.append(options)
+        return load_data(*args, **options)
 
     def stop(path: Path, output: Path, calibration: list[torch.Tensor], *, target: str) -> None:
         given.extend(calibration)
         raise export.NotQuantizable("enough", at="a", effect="b", fix="c")
 
+    monkeypatch.setattr(quantizing, "load_data", load)
     monkeypatch.setattr(export, "quantize", stop)
     assert typed("quantize", run).code == 2
     train = load_data("digits", image_size=8, batch=100, augment=False).train
     expected = torch.cat([images for images, _ in islice(train, 3)])[:256]
     assert torch.equal(torch.cat(given), expected)
     assert max(map(len, given)) == 32
+    assert [options["augment"] for options in asked] == [False]
 
 
 def test_float16_has_no_target_and_says_that_it_is_for_gpus(run: Path) -> None:
