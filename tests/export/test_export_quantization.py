@@ -263,7 +263,8 @@ def test_a_transformer_in_float16_does_not_crash_onnxruntime(tmp_path):
     script = (
         "import sys, torch, export; from torchvision.models import VisionTransformer; torch.manual_seed(0); "
         "model = VisionTransformer(32, 16, 1, 2, 64, 64, num_classes=5); "
-        "torch.nn.init.normal_(model.heads.head.weight); x = torch.randn(2, 3, 32, 32); export.to_onnx(model, x, sys.argv[1]); "
+        "torch.nn.init.normal_(model.heads.head.weight); x = torch.randn(2, 3, 32, 32); "
+        "export.to_onnx(model, x, sys.argv[1]); "
         "print(export.to_fp16(sys.argv[1], sys.argv[2], [x]).fidelity.sqnr_db > 40)"
     )
     done = subprocess.run(
