@@ -207,6 +207,28 @@ def export(
     )
 
 
+@app.command()
+def quantize(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    precision: Annotated[str, typer.Option(help="int8, or fp16 for GPUs")] = "int8",
+    target: Annotated[
+        str | None, typer.Option(help="of int8: x86 (this CPU), x86-vnni, x86-avx2 or tensorrt  [x86]")
+    ] = None,
+) -> None:
+    """Make the pruned network of a run smaller still.
+
+    Calibrates on training images, writes pruned-int8.onnx or pruned-fp16.onnx into the folder, and measures what that
+    gains and costs.
+    """
+    from diffprune.progress import Progress
+    from diffprune.quantized import quantized_lines
+    from diffprune.quantizing import quantize_run
+
+    with Progress() as progress:
+        report = quantize_run(run, precision=precision, target=target, on_event=progress)
+    _print("", *quantized_lines(report))
+
+
 def main() -> None:
     """Exit codes: 0 done, 2 refused with what, where, effect and fix, 130 interrupted."""
     try:

@@ -40,6 +40,10 @@ class TrainingDiverged(DiffpruneError, ArithmeticError):
     """A loss that is no longer a number."""
 
 
+class BadRun(DiffpruneError, ValueError):
+    """A folder that is not that of a finished run."""
+
+
 class OutputExists(DiffpruneError, FileExistsError):
     """An output folder that already holds something."""
 

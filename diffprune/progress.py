@@ -15,6 +15,9 @@ STAGES = {
     "recover": "recovering",
     "export": "exporting to ONNX",
     "measure": "measuring dense and pruned",
+    "calibrate": "calibrating on training images",
+    "validate": "answering the held-out images",
+    "compare": "measuring in interleaved rounds",
 }
 ACCURACIES = {
     "dense": "dense network",
@@ -25,7 +28,7 @@ ACCURACIES = {
 ONE_SCHEDULE = {"recover": "search"}
 """Phases that go on with the steps of another one share its bar."""
 
-CLOCKED = ("probe", "measure")
+CLOCKED = ("probe", "measure", "compare")
 """Stages that measure time: nothing is redrawn meanwhile."""
 
 LINES = 4

@@ -2,13 +2,24 @@
 
 from export.alignment import Step, default_step, probe_step
 from export.comparison import Comparison, compare, compare_networks
-from export.errors import BadOnnx, CannotMeasure, DeviceMissing, ExportError, NotExportable, ParityFailed
+from export.errors import (
+    BadOnnx,
+    CannotMeasure,
+    DeviceMissing,
+    ExportError,
+    NotExportable,
+    NotQuantizable,
+    ParityFailed,
+)
+from export.finishing import Quantized
 from export.latency import Latency
 from export.layers import LayerKind, TimedLayer, Widths, cache_folder, layer_table, layers_of
 from export.machine import Machine, this_machine
 from export.measurement import measure, measure_network
+from export.outputs import Fidelity, answers, fidelity
 from export.parity import BatchParity, Parity, check_parity
 from export.profiling import NodeTime, profile
+from export.quantization import quantize, to_fp16
 from export.roofline import Roofline, measure_roofline
 from export.statistics import Interval
 from export.tensors import Examples
@@ -22,24 +33,29 @@ __all__ = [
     "DeviceMissing",
     "Examples",
     "ExportError",
+    "Fidelity",
     "Interval",
     "Latency",
     "LayerKind",
     "Machine",
     "NodeTime",
     "NotExportable",
+    "NotQuantizable",
     "OnnxFile",
     "Parity",
     "ParityFailed",
+    "Quantized",
     "Roofline",
     "Step",
     "TimedLayer",
     "Widths",
+    "answers",
     "cache_folder",
     "check_parity",
     "compare",
     "compare_networks",
     "default_step",
+    "fidelity",
     "layer_table",
     "layers_of",
     "measure",
@@ -47,6 +63,8 @@ __all__ = [
     "measure_roofline",
     "probe_step",
     "profile",
+    "quantize",
     "this_machine",
+    "to_fp16",
     "to_onnx",
 ]

@@ -12,6 +12,10 @@ class NotExportable(ExportError, ValueError):
     """The model, its example inputs or the options cannot become a dense ONNX file."""
 
 
+class NotQuantizable(ExportError, ValueError):
+    """The file, its calibration examples or the target cannot become a file of int8 or float16."""
+
+
 class ParityFailed(ExportError):
     """The ONNX file does not compute what the model computes, or the comparison would prove nothing."""
 

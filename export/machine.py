@@ -9,9 +9,11 @@ from typing import Any
 import onnxruntime
 import torch
 
-# What decides the block size of convolutions, by the names used here and in /proc/cpuinfo of x86 and ARM.
+# What decides the block size of convolutions and how int8 is summed, by the names used here and in /proc/cpuinfo of
+# x86 and ARM.
 ISA_NAMES = {
     "avx2": ("avx2",),
+    "avx_vnni": ("avx_vnni",),
     "avx512f": ("avx512f",),
     "avx512_vnni": ("avx512_vnni",),
     "amx": ("amx_tile",),

@@ -146,7 +146,7 @@ def _compare(found: list[Array], reference: list[Array], batch: int, tolerance: 
             effect="nothing was compared", fix="do not fix the batch size in forward()",
         )
     pairs = zip(found, reference, strict=True)
-    columns = np.array([_distance(a.astype(np.float64), b.astype(np.float64), tolerance) for a, b in pairs])
+    columns = np.array([distance(a.astype(np.float64), b.astype(np.float64), tolerance) for a, b in pairs])
     return BatchParity(
         batch,
         max_abs=float(columns[:, 0].max()),
@@ -156,7 +156,7 @@ def _compare(found: list[Array], reference: list[Array], batch: int, tolerance: 
     )
 
 
-def _distance(found: Array, reference: Array, tolerance: float) -> tuple[float, float, float, float]:
+def distance(found: Array, reference: Array, tolerance: float) -> tuple[float, float, float, float]:
     """max |d|, max |d| / max |reference|, top-1 agreement over axis 1, SQNR in dB, of one output (batch, ...)."""
     if reference.size == 0:
         return 0.0, 0.0, 1.0, math.inf

@@ -18,12 +18,7 @@ def check_rules(
     Raises:
         NotExportable: the first law that is broken, with the node that breaks it.
     """
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:
-        _refuse(f"the written file is not valid ONNX: {error}", at=path.name, cause=error)
-    model = onnx.load(str(path), load_external_data=False)
-    _check_versions(model, opset, ir_version)
+    model = check_portable(path, opset=opset, ir_version=ir_version)
     _check_names("input", [value.name for value in model.graph.input], input_names)
     _check_names("output", [value.name for value in model.graph.output], output_names)
     for value in model.graph.input:
@@ -34,6 +29,21 @@ def check_rules(
                 fix="do not fix the batch size in forward(), e.g. write x.flatten(1) instead of x.view(2, -1)",
             )
     _check_dense(model.graph)
+
+
+def check_portable(path: Path, *, opset: int, ir_version: int) -> onnx.ModelProto:
+    """Read the file back, without weights beside it, and hold it to the laws of any file: valid, standard operators.
+
+    Raises:
+        NotExportable: the first law that is broken, with the node that breaks it.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        _refuse(f"the written file is not valid ONNX: {error}", at=path.name, cause=error)
+    model = onnx.load(str(path), load_external_data=False)
+    _check_versions(model, opset, ir_version)
+    return model
 
 
 def _check_versions(model: onnx.ModelProto, opset: int, ir_version: int) -> None:

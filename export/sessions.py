@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 
 from export.errors import BadOnnx, CannotMeasure, DeviceMissing
@@ -21,6 +22,9 @@ def open_session(
     profile_to: Path | None = None,
 ) -> Any:
     """An onnxruntime.InferenceSession on `device`, fully optimised, with `threads` threads inside an operator.
+
+    On the CPU files with float16 do without the fusion of transposes into matrix products, which ends the process for a
+    vision transformer (onnxruntime 1.32).
 
     Several threads do not spin while they wait: the idle workers of one session would eat the cores of the next one,
     which makes every comparison between two loaded models wrong by up to a factor of two.
@@ -99,7 +103,32 @@ def _options(threads: int, profile_to: Path | None = None) -> Any:
         options.profile_file_prefix = str(profile_to / "profile")
     if threads > 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+<<<<<<< HEAD
     return options
+=======
+    fragile = device == "cpu" and _holds_float16(file)
+    without: dict[str, Any] = {"disabled_optimizers": ["MatmulTransposeFusion"]} if fragile else {}
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS[device]], **without)
+    except Exception as error:
+        if device == "cuda":
+            on_cpu = open_session(file, threads=threads)
+            raise DeviceMissing(
+                f"onnxruntime cannot start on cuda: {_one_line(error)}", at=str(file), effect="nothing was run",
+                fix=f"check driver, CUDA and cuDNN; the file itself loads on {on_cpu.get_providers()[0]}",
+            ) from error
+        raise BadOnnx(
+            f"onnxruntime {onnxruntime.__version__} cannot load the file: {_one_line(error)}",
+            at=f"{file}, {file.stat().st_size} bytes", effect="nothing was run",
+            fix="write the file again (a damaged copy has another sha256); use only operators of the standard domain",
+        ) from error
+    if session.get_providers()[0] != PROVIDERS[device]:
+        raise DeviceMissing(
+            f"asked was {device}, onnxruntime fell back to {session.get_providers()[0]}", at=str(file),
+            effect="nothing was run", fix="check that a GPU, its driver, CUDA and cuDNN are there",
+        )
+    return session
+>>>>>>> quant
 
 
 def check_device(device: str) -> None:
@@ -113,6 +142,14 @@ def check_device(device: str) -> None:
             at="onnxruntime.get_available_providers()", effect="nothing was run; there is no fallback",
             fix="install onnxruntime-gpu in place of onnxruntime on a machine with a CUDA GPU, or use device='cpu'",
         )
+
+
+def _holds_float16(file: Path) -> bool:
+    try:
+        model = onnx.load(file, load_external_data=False)
+    except Exception:  # damaged, which onnxruntime says better
+        return False
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
 
 
 def _built_for() -> list[str]:

@@ -71,7 +71,7 @@ def to_onnx(
         ParityFailed: the file does not compute what the network computes, or that could not be told.
     """
     examples = example_tuple(example_inputs)
-    target = _writable(path)
+    target = writable(path)
     ir_version = _ir_version(opset)
     resting = resting_copy(model)
     # At least two: with a batch of one, tracing could take "one" for a property of the network.
@@ -99,14 +99,14 @@ def to_onnx(
                 "onnxruntime does not run what the exporter wrote", at=type(model).__name__,
                 effect="nothing was written", fix="see the chained error; float32 is what onnxruntime covers best",
             ) from error
-        sha256 = _sha256(files)
+        sha256 = sha256_of(files)
         size = sum(file.stat().st_size for file in files)
         for file in reversed(files):  # the data first: the file that refers to it must never be without it
             os.replace(file, target.with_name(file.name))
     return OnnxFile(target, sha256, parity, opset, size)
 
 
-def _writable(path: str | Path) -> Path:
+def writable(path: str | Path) -> Path:
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
         raise NotExportable(
@@ -166,7 +166,7 @@ def _save(graph: ir.Model, draft: Path) -> tuple[Path, ...]:
     return (draft, data)
 
 
-def _sha256(files: Sequence[Path]) -> str:
+def sha256_of(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

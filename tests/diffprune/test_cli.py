@@ -16,7 +16,7 @@ from diffprune.config import Config, load_config, to_toml
 from diffprune.demo import demo_config
 from diffprune.run import Finished
 
-COMMANDS = ("demo", "compress", "inspect", "bench", "export")
+COMMANDS = ("demo", "compress", "inspect", "bench", "export", "quantize")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,71 @@
+"""What a file answers, and how far that is from what another one answers to the same inputs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.errors import BadOnnx
+from export.parity import distance
+from export.sessions import open_session
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How well one file stands for another on `examples` inputs, the worst of all outputs.
+
+    `sqnr_db` is the signal to quantization noise ratio, 10 log10(sum reference^2 / sum (found - reference)^2) in dB,
+    infinite when the bits agree; `top1_agreement` the share of positions with the same largest channel, ties included;
+    `relative` max |found - reference| / max |reference|.
+    """
+
+    examples: int
+    top1_agreement: float
+    sqnr_db: float
+    relative: float
+
+
+def answers(path: str | Path, batches: Iterable[Array], *, threads: int = 1) -> tuple[Array, ...]:
+    """Every output of the file for batches of its only input, each (examples, ...).
+
+    Raises:
+        BadOnnx: the file is missing, damaged, takes several inputs, or does not run on a batch; or there is none.
+    """
+    session = open_session(path, threads=threads)
+    (name, *others) = [value.name for value in session.get_inputs()]
+    if others:
+        raise _bad(f"the file takes {1 + len(others)} inputs", path, "give a file with one input, the images")
+    found: list[Sequence[Array]] = []
+    for batch in batches:
+        try:
+            found.append(session.run(None, {name: batch}))
+        except Exception as error:
+            fact = f"onnxruntime cannot run the file on {batch.shape} {batch.dtype}: {' '.join(str(error).split())}"
+            raise _bad(fact, path, "give images like those the file was exported with") from error
+    if not found:
+        raise _bad("there is nothing to answer", path, "give at least one batch")
+    return tuple(np.concatenate(output) for output in zip(*found, strict=True))
+
+
+def fidelity(found: Sequence[Array], reference: Sequence[Array]) -> Fidelity:
+    """`answers` of a file against those of the one it stands for.
+
+    Raises:
+        BadOnnx: they differ in number or shape.
+    """
+    shapes = [[output.shape for output in outputs] for outputs in (found, reference)]
+    if shapes[0] != shapes[1]:
+        raise _bad(f"the outputs are {shapes[0]} and {shapes[1]}", "the two files", "compare files of one network")
+    pairs = zip(found, reference, strict=True)
+    rows = [distance(a.astype(np.float64), b.astype(np.float64), tolerance=0) for a, b in pairs]
+    _, relative, agreement, sqnr = zip(*rows, strict=True)
+    return Fidelity(len(reference[0]), min(agreement), float(np.min(sqnr)), float(np.max(relative)))  # NaN comes first
+
+
+def _bad(fact: str, at: object, fix: str) -> BadOnnx:
+    return BadOnnx(fact, at=str(at), effect="nothing was compared", fix=fix)

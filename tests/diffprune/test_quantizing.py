@@ -1,0 +1,225 @@
+"""`diffprune quantize` as it is typed, on a finished run: what it writes, says, refuses and leaves alone."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from newcomer import MODULE, Outcome, typed, working_in
+
+import export
+from diffprune import quantizing
+from diffprune.data import load_data
+from diffprune.quantized import warnings
+from diffprune.report import milliseconds, percent
+from export import recipes
+
+pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
+
+COMPRESS = f"compress --model {MODULE}:factory --image-size 8 --batch 100 --round-to 1 --macs 0.6"
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A newcomer's folder with a finished run in `finished`."""
+    with working_in(tmp_path_factory.mktemp("newcomer")) as folder:
+        words = "--data digits --parent-epochs 6 --parent-lr 0.2 --epochs 0 --output finished"
+        assert typed(*COMPRESS.split(), *words.split()).code == 0
+        yield folder
+
+
+@pytest.fixture
+def run(here: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return shutil.copytree(here / "finished", tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def outcome(here: Path) -> Outcome:
+    shutil.copytree(here / "finished", here / "one")
+    found = typed("quantize", "one")
+    assert found.code == 0, found.err
+    return found
+
+
+@pytest.fixture
+def report(outcome: Outcome, here: Path) -> dict[str, Any]:
+    return json.loads((here / "one/pruned-int8.json").read_text())
+
+
+def logits(path: Path, images: torch.Tensor) -> np.ndarray:
+    (found,) = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
+        None, {"input": images.numpy()}
+    )
+    return found
+
+
+def test_the_folder_gains_two_files_and_keeps_the_others(outcome: Outcome, here: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (here / "finished").iterdir()}
+    after = {path.name: path.read_bytes() for path in (here / "one").iterdir()}
+    assert after.keys() - before.keys() == {"pruned-int8.onnx", "pruned-int8.json"}
+    assert {name: after[name] for name in before} == before
+    for name in after.keys() - before.keys():
+        assert (here / "one" / name).stat().st_mode & 0o044
+        for place in (here, Path.home(), Path(__file__).parents[2]):
+            assert str(place).encode() not in after[name], name
+
+
+def test_the_numbers_are_those_of_the_files(report: dict[str, Any], here: Path) -> None:
+    images, labels = (torch.cat(half) for half in zip(*load_data("digits", image_size=8).val, strict=True))
+    files = {"dense": "dense.onnx", "pruned": "pruned.onnx", "int8": "pruned-int8.onnx"}
+    found = {key: logits(here / "one" / file, images) for key, file in files.items()}
+    for key, file in files.items():
+        assert report["accuracy"][key] == pytest.approx(np.mean(found[key].argmax(1) == labels.numpy()), abs=0.005)
+        assert report["file_bytes"][key] == (here / "one" / file).stat().st_size
+    assert report["accuracy"]["examples"] == 450
+    assert report["accuracy"]["pruned"] > 0.5, "the network has learned"
+    noise, signal = ((array.astype(float) ** 2).sum() for array in (found["int8"] - found["pruned"], found["pruned"]))
+    assert report["fidelity"]["sqnr_db"] == pytest.approx(10 * np.log10(signal / noise), abs=0.1)
+    agreement = np.mean(found["int8"].argmax(1) == found["pruned"].argmax(1))
+    assert report["fidelity"]["top1_agreement"] == pytest.approx(agreement, abs=0.005)
+    assert report["fidelity"]["examples"] == 450
+    assert report["size"] == report["file_bytes"]["int8"]
+    for pair in ("dense_pruned", "dense_int8", "pruned_int8"):
+        latency = report["latency"][pair]
+        assert latency["low"] <= latency["speedup"] <= latency["high"]
+        assert len(latency["small"]["samples"]) >= 30
+
+
+def test_the_file_is_an_int8_file_with_the_metadata_of_the_run(report: dict[str, Any], here: Path) -> None:
+    model = onnx.load(here / "one/pruned-int8.onnx")
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    assert found["source_model"] == f"{MODULE}:factory"
+    assert json.loads(found["quantization"]) == report["recipe"]
+    assert report["recipe"]["target"] == recipes.resolved("x86")
+    assert report["recipe"]["examples"] == 256
+    assert {t.data_type for t in model.graph.initializer} >= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+
+
+def test_the_terminal_shows_a_table_and_each_warning(outcome: Outcome, report: dict[str, Any]) -> None:
+    lines = outcome.out.splitlines()
+    table = lines[: lines.index("", 1)]
+    assert max(map(len, table)) <= 80
+    (row,) = (line for line in table if line.startswith("int8 "))
+    latency = report["latency"]["dense_int8"]
+    for part in (
+        percent(report["accuracy"]["int8"]),
+        percent(report["fidelity"]["top1_agreement"]),
+        f"{report['fidelity']['sqnr_db']:.1f} dB",
+        milliseconds(latency["small"]["median"]),
+        f"[{latency['low']:.2f}, {latency['high']:.2f}]",
+    ):
+        assert part in row
+    assert "pruned-int8.onnx, compared with dense.onnx, is " in outcome.out
+    assert "pruned-int8.onnx, compared with pruned.onnx, is " in outcome.out
+    shown = [line for line in lines if line.startswith("warning: ")]
+    assert shown == [f"warning: {text}" for text in dict.fromkeys(report["warnings"])]
+    assert "calibrating on training images" in outcome.err
+
+
+def test_a_second_time_gives_the_same_file(outcome: Outcome, here: Path) -> None:
+    once = (here / "one/pruned-int8.onnx").read_bytes()
+    assert typed("quantize", "one", "--precision", "int8", "--target", "x86").code == 0
+    assert (here / "one/pruned-int8.onnx").read_bytes() == once
+
+
+def test_it_is_calibrated_with_training_images_as_they_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[torch.Tensor] = []
+    asked: list[Any] = []
+
+    def load(*args: Any, **options: Any) -> Any:
+        asked.append(options)
+        return load_data(*args, **options)
+
+    def stop(path: Path, output: Path, calibration: list[torch.Tensor], *, target: str) -> None:
+        given.extend(calibration)
+        raise export.NotQuantizable("enough", at="a", effect="b", fix="c")
+
+    monkeypatch.setattr(quantizing, "load_data", load)
+    monkeypatch.setattr(export, "quantize", stop)
+    assert typed("quantize", run).code == 2
+    train = load_data("digits", image_size=8, batch=100, augment=False).train
+    expected = torch.cat([images for images, _ in islice(train, 3)])[:256]
+    assert torch.equal(torch.cat(given), expected)
+    assert max(map(len, given)) == 32
+    assert [options["augment"] for options in asked] == [False]
+
+
+def test_float16_has_no_target_and_says_that_it_is_for_gpus(run: Path) -> None:
+    found = typed("quantize", run, "--precision", "fp16")
+    assert found.code == 0, found.err
+    report = json.loads((run / "pruned-fp16.json").read_text())
+    assert report["recipe"]["precision"] == "fp16"
+    assert report["fidelity"]["sqnr_db"] > 40
+    assert "warning: float16 is for GPUs" in found.out
+    assert not (run / "pruned-int8.onnx").exists()
+
+
+def test_a_collapse_is_said_loudly(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges taken from black images, in which every real one is cut off."""
+    monkeypatch.setattr(quantizing, "_images", lambda train: [torch.full((8, 1, 8, 8), 1e-4)])
+    found = typed("quantize", run, "--target", "tensorrt")
+    assert found.code == 0, found.err
+    assert "warning: int8 loses accuracy: it answers " in found.out
+    assert "warning: made for TensorRT" in found.out
+
+
+def test_warnings_are_about_what_happened(report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = {**report, "accuracy": {"pruned": 0.9, "int8": 0.892}, "latency": {}}
+    assert list(warnings({**quiet, "recipe": {"precision": "int8", "target": "x86-avx2"}})) == []
+    lost = {**quiet, "accuracy": {"pruned": 0.9, "int8": 0.89}, "recipe": {"precision": "int8", "target": "x86-avx2"}}
+    assert ["89.00 %" in text and "90.00 %" in text for text in warnings(lost)] == [True]
+    for sets, count in ((("avx2",), 1), (("avx2", "avx512_vnni"), 0)):
+        monkeypatch.setattr(recipes, "instruction_sets", lambda sets=sets: sets)
+        assert len(list(warnings({**quiet, "recipe": {"precision": "int8", "target": "x86-vnni"}}))) == count
+
+
+def refused(words: str, fact: str) -> None:
+    found = typed("quantize", *words.split())
+    assert (found.code, found.out) == (2, ""), found
+    lines = found.err.splitlines()
+    assert fact in found.err
+    assert [line.split()[0] for line in lines[-3:]] == ["at", "effect", "fix"]
+    assert "Traceback" not in found.err
+
+
+def test_what_cannot_be_done_is_refused_and_leaves_nothing(here: Path, run: Path) -> None:
+    settings = (run / "config.toml").read_text()
+    refused("absent", "BadRun: there is no such folder")
+    (here / "pictures/pruned.onnx").write_bytes(b"")
+    refused("pictures", "BadRun: the folder has no config.toml, dense.onnx")
+    refused(f"{run} --precision int4", "BadConfig: precision 'int4' is not known")
+    refused(f"{run} --target arm", "BadConfig: target 'arm' is not known")
+    refused(f"{run} --precision fp16 --target x86", "BadConfig: fp16 has no target")
+    (run / "pruned-int8.onnx").write_bytes(b"older")
+    before = sorted(path.name for path in run.iterdir())
+    for old, new, fact in (
+        ('"digits"', '"npz:gone.npz"', "BadData: the file is missing"),
+        ("image_size = 8", "image_size = 9", "NotQuantizable: the batch has shape (32, 1, 9, 9)"),
+        ("macs", "mcas", "mcas: unknown setting"),
+    ):
+        assert old in settings
+        (run / "config.toml").write_text(settings.replace(old, new))
+        refused(str(run), fact)
+    assert sorted(path.name for path in run.iterdir()) == before
+    assert (run / "pruned-int8.onnx").read_bytes() == b"older"
+
+
+def test_what_is_interrupted_leaves_the_older_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "pruned-int8.onnx").write_bytes(b"older")
+    before = sorted(path.name for path in run.iterdir())
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "compare", interrupted)
+    assert typed("quantize", run).code == 130
+    assert sorted(path.name for path in run.iterdir()) == before
+    assert (run / "pruned-int8.onnx").read_bytes() == b"older"
