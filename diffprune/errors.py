@@ -41,7 +41,7 @@ class TrainingDiverged(DiffpruneError, ArithmeticError):
 
 
 class BadRun(DiffpruneError, ValueError):
-    """A folder that is not that of a finished run."""
+    """A folder that is not a finished run, or whose manifest is damaged."""
 
 
 class OutputExists(DiffpruneError, FileExistsError):
@@ -50,7 +50,3 @@ class OutputExists(DiffpruneError, FileExistsError):
 
 class DeviceMissing(DiffpruneError, RuntimeError):
     """A device that was asked for and is not there."""
-
-
-class BadRun(DiffpruneError, ValueError):
-    """A folder that is not a finished run, or whose manifest is damaged."""

@@ -51,8 +51,10 @@ def open_session(
 
 
 def _on_cpu(file: Path, threads: int, profile_to: Path | None) -> Any:
+    options = _options(threads, profile_to)
+    without: dict[str, Any] = {"disabled_optimizers": ["MatmulTransposeFusion"]} if _holds_float16(file) else {}
     try:
-        return onnxruntime.InferenceSession(str(file), _options(threads, profile_to), providers=[PROVIDERS["cpu"]])
+        return onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS["cpu"]], **without)
     except Exception as error:
         raise BadOnnx(
             f"onnxruntime {onnxruntime.__version__} cannot load the file: {_one_line(error)}",
@@ -103,32 +105,7 @@ def _options(threads: int, profile_to: Path | None = None) -> Any:
         options.profile_file_prefix = str(profile_to / "profile")
     if threads > 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-<<<<<<< HEAD
     return options
-=======
-    fragile = device == "cpu" and _holds_float16(file)
-    without: dict[str, Any] = {"disabled_optimizers": ["MatmulTransposeFusion"]} if fragile else {}
-    try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS[device]], **without)
-    except Exception as error:
-        if device == "cuda":
-            on_cpu = open_session(file, threads=threads)
-            raise DeviceMissing(
-                f"onnxruntime cannot start on cuda: {_one_line(error)}", at=str(file), effect="nothing was run",
-                fix=f"check driver, CUDA and cuDNN; the file itself loads on {on_cpu.get_providers()[0]}",
-            ) from error
-        raise BadOnnx(
-            f"onnxruntime {onnxruntime.__version__} cannot load the file: {_one_line(error)}",
-            at=f"{file}, {file.stat().st_size} bytes", effect="nothing was run",
-            fix="write the file again (a damaged copy has another sha256); use only operators of the standard domain",
-        ) from error
-    if session.get_providers()[0] != PROVIDERS[device]:
-        raise DeviceMissing(
-            f"asked was {device}, onnxruntime fell back to {session.get_providers()[0]}", at=str(file),
-            effect="nothing was run", fix="check that a GPU, its driver, CUDA and cuDNN are there",
-        )
-    return session
->>>>>>> quant
 
 
 def check_device(device: str) -> None:
