@@ -1,8 +1,10 @@
 """Opening an ONNX file in onnxruntime: always the same options, never a silent fallback."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 
 from export.errors import BadOnnx, CannotMeasure, DeviceMissing
@@ -17,7 +19,8 @@ def open_session(path: str | Path, *, device: str = "cpu", threads: int = 1) -> 
     which makes every comparison between two loaded models wrong by up to a factor of two.
 
     Raises:
-        BadOnnx: the file is missing, damaged, or holds an operator that onnxruntime does not know.
+        BadOnnx: the file or its data file is missing or damaged, or it holds an operator that onnxruntime does not know
+            or that is outside the standard domain, which only some runtimes know.
         CannotMeasure: an unknown device name, or no threads.
         DeviceMissing: onnxruntime or the machine lacks the device.
     """
@@ -30,6 +33,7 @@ def open_session(path: str | Path, *, device: str = "cpu", threads: int = 1) -> 
             "there is no such file", at=str(file), effect="nothing was run",
             fix="check the path; export the model first",
         )
+    _require_portable(file)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -47,11 +51,7 @@ def open_session(path: str | Path, *, device: str = "cpu", threads: int = 1) -> 
                 f"onnxruntime cannot start on cuda: {_one_line(error)}", at=str(file), effect="nothing was run",
                 fix=f"check driver, CUDA and cuDNN; the file itself loads on {on_cpu.get_providers()[0]}",
             ) from error
-        raise BadOnnx(
-            f"onnxruntime {onnxruntime.__version__} cannot load the file: {_one_line(error)}",
-            at=f"{file}, {file.stat().st_size} bytes", effect="nothing was run",
-            fix="write the file again (a damaged copy has another sha256); use only operators of the standard domain",
-        ) from error
+        raise _damaged(file, f"onnxruntime {onnxruntime.__version__}", error) from error
     if session.get_providers()[0] != PROVIDERS[device]:
         raise DeviceMissing(
             f"asked was {device}, onnxruntime fell back to {session.get_providers()[0]}", at=str(file),
@@ -75,6 +75,46 @@ def check_device(device: str) -> None:
             at="onnxruntime.get_available_providers()", effect="nothing was run; there is no fallback",
             fix="install onnxruntime-gpu in place of onnxruntime on a machine with a CUDA GPU, or use device='cpu'",
         )
+
+
+def _require_portable(file: Path) -> None:
+    """Refuse what onnxruntime might run, or explain badly: operators of its own domains, a data file left behind."""
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except Exception as error:
+        raise _damaged(file, f"onnx {onnx.__version__}", error) from error
+    tensors = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    data = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    if missing := sorted(name for name in data if not (file.parent / name).is_file()):
+        raise BadOnnx(
+            f"the weights are in {', '.join(missing)}, which is not there", at=str(file), effect="nothing was run",
+            fix="put the data file beside the ONNX file, under this very name",
+        )
+    known = {"", "ai.onnx", *(function.domain for function in model.functions)}
+    for node in _nodes([*model.graph.node, *(node for function in model.functions for node in function.node)]):
+        if node.domain not in known:
+            raise BadOnnx(
+                f"operator {node.domain}.{node.op_type} is not standard ONNX", at=f"{file}, node {node.name or '?'}",
+                effect="nothing was run: other runtimes cannot load the file",
+                fix="export with standard operators only; a file that one runtime optimised runs nowhere else",
+            )
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes and those of the graphs inside them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)
+
+
+def _damaged(file: Path, reader: str, error: Exception) -> BadOnnx:
+    return BadOnnx(
+        f"{reader} cannot load the file: {_one_line(error)}",
+        at=f"{file}, {file.stat().st_size} bytes", effect="nothing was run",
+        fix="write the file again (a damaged copy has another sha256); use only operators of the standard domain",
+    )
 
 
 def _built_for() -> list[str]:
