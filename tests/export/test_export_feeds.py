@@ -48,3 +48,8 @@ def test_feeds_have_type_and_shape_and_repeat_with_the_seed():
     assert set(feed["i"].tolist()) == {0, 1}
     assert np.array_equal(feed["x"], again["x"])
     assert not np.array_equal(feed["x"], other["x"])
+
+
+def test_pixels_take_all_their_values():
+    pixels = random_feed((InputSpec("x", (64, 64), "tensor(uint8)"),), seed=0)["x"]
+    assert (pixels.dtype, pixels.min(), pixels.max()) == (np.uint8, 0, 255)
