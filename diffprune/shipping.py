@@ -10,6 +10,7 @@ from torch import nn
 import export
 import surgery
 from diffprune.config import Config, portable
+from diffprune.errors import NotReproducible
 from diffprune.pipeline import Result
 from diffprune.preparation import Prepared
 from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, sha256_of, write_pruned
@@ -49,16 +50,27 @@ def write_networks(
 ) -> dict[str, export.OnnxFile]:
     """dense.onnx, pruned.safetensors and the pruned ONNX files; each has computed what its network computes.
 
-    The pruned files are written a second time, from the saved network, before anybody gets them: that costs seconds
-    beside the minutes of a run, and a file that cannot be traced back to its weights would be found too late.
+    The pruned files are made of what is saved, as anybody else would, and that is compared with what was trained. They
+    are written twice: that costs seconds beside the minutes of a run, and later it would be found too late that a
+    file cannot be traced back to its weights.
 
     Raises:
-        NotReproducible: the second time gives other bytes.
+        NotReproducible: what is saved does not give the trained network, or not the same bytes twice.
     """
     about = {key: value for key, value in origin.metadata.items() if key != "kept"}
     file = export.to_onnx(dense, origin.example, folder / "dense.onnx", metadata=about, labels=origin.labels)
     surgery.save(pruned, folder / SAVED)
-    files = write_pruned(folder, pruned, config, origin)
+    network = reloaded(folder, config, origin)
+    try:
+        surgery.check_equal(pruned, network, origin.example)
+    except surgery.NotEqual as error:
+        raise NotReproducible(
+            f"what {config.model} builds from {SAVED} is not the network that was trained",
+            at=f"{type(network).__name__} on images of noise; the chained error says how far apart",
+            effect="nothing was shipped: nobody could rebuild the network from its file",
+            fix="give a factory that builds the same network every time; keep what it draws or counts in its buffers",
+        ) from error
+    files = write_pruned(folder, network, config, origin)
     hashes = {path.name: sha256_of(path) for path in folder.iterdir()}
     require_reproducible(reloaded(folder, config, origin), config, origin, hashes)
     return {"dense": file, **files}

@@ -58,6 +58,10 @@ def drawn(num_classes=10):
     return Scaled(colour(num_classes))
 
 
+def last(num_classes=10):
+    return colour(num_classes).to(memory_format=torch.channels_last)
+
+
 def rigid(num_classes=10):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 
