@@ -45,7 +45,7 @@ FILES = {
 KEYS = (
     *(f"{what}.{which}" for what in ("accuracy", "macs", "params") for which in ("dense", "pruned")),
     *(f"latency.cpu.{what}" for what in ("dense_ms", "pruned_ms", "speedup", "low", "high")),
-    *("equivalence.masked_vs_cut", "equivalence.cut_vs_onnx", "budget.asked", "budget.reached"),
+    *("equivalence.masked_vs_cut", "equivalence.cut_vs_onnx", "parity.dense", "budget.asked", "budget.reached"),
     *("machine.cpu", "machine.cores", "machine.onnxruntime"),
 )
 COMMAND = (
