@@ -84,6 +84,16 @@ def compress(
     threads: Annotated[int | None, typer.Option(help="CPU threads to measure latency with  [1]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, to train on  [cpu]")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything random  [0]")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="of the weights, for the model card and the files  [unknown]")
+    ] = None,
+    static_twin: Annotated[
+        bool | None, typer.Option("--static-twin", help="write pruned ONNX files with a fixed batch of 1 too  [off]")
+    ] = None,
+    preprocessing: Annotated[
+        bool | None,
+        typer.Option("--preprocessing", help="write an ONNX file that takes uint8 pixels, (N, H, W, C), too  [off]"),
+    ] = None,
     output: Annotated[str | None, typer.Option(help="folder of the run; must be new or empty")] = None,
 ) -> None:
     """Compress a trained network to a budget.
@@ -184,27 +194,62 @@ def export(
     input_: InputOption = None,
     classes: ClassesOption = None,
     opset: Annotated[int, typer.Option(help="18 or later")] = 18,
+    license: Annotated[str, typer.Option(help="of the weights")] = "unknown",
+    mean: Annotated[str | None, typer.Option(help="per channel, with --std: the file takes uint8 (N, H, W, C)")] = None,
+    std: Annotated[str | None, typer.Option(help="per channel, and computes (x / 255 - mean) / std itself")] = None,
+    static_twin: Annotated[
+        bool, typer.Option("--static-twin", help="write OUTPUT-static.onnx, with a fixed batch of 1, too")
+    ] = False,
 ) -> None:
     """Turn a saved network into an ONNX file.
 
     The file is checked: it is dense, and onnxruntime computes with it what the network computes.
     """
     shape = _shape(input_, model)
+    pixels = _numbers(mean, "--mean"), _numbers(std, "--std")
+    if (mean is None) != (std is None):
+        raise _bad_option("one of --mean and --std is missing", "give both, or neither")
     _require_folder(output, "--output")
     import torch
 
     import surgery
     from diffprune.models import load_model
-    from export import to_onnx
+    from export import Preprocessing, to_onnx
+    from export import static_twin as twin_of
 
     small = surgery.load(saved, lambda: load_model(model, num_classes=classes))
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    file = to_onnx(small, example, output, opset=opset, metadata={"source_model": model})
-    _print(
-        f"{file.path}: {file.size / 1e6:.2f} MB, opset {file.opset}, "
-        f"largest relative difference to the network {file.parity.worst:.1e}",
-        f"sha256 {file.sha256}",
-    )
+    about = {"source_model": model, "base_model": model, "license": license, "input_shape": str([*shape])}
+    inside = Preprocessing(*pixels) if mean else None
+    files = [to_onnx(small, example, output, opset=opset, metadata=about, preprocessing=inside)]
+    if static_twin:
+        twin = output.with_name(f"{output.stem}-static{output.suffix}")
+        files.append(twin_of(output, twin, small, example, preprocessing=inside))
+    for file in files:
+        _print(
+            f"{file.path}: {file.size / 1e6:.2f} MB, opset {file.opset}, "
+            f"largest relative difference to the network {file.parity.worst:.1e}",
+            f"sha256 {file.sha256}",
+        )
+
+
+@app.command()
+def verify(run: Annotated[Path, typer.Argument(help="the folder of a finished run")]) -> None:
+    """Check that a run still holds, on this machine.
+
+    Every file against manifest.json, the ONNX files against the saved network, their bytes by writing them again, the
+    claimed speed-up by measuring it. Runs the run's own factory, if it has one. The exit code is 1 if a check fails.
+    """
+    from diffprune.verification import verify as checks
+
+    failures = []
+    for check in checks(run):
+        result = "pass" if check.failure is None else "FAIL"
+        _print(f"{result}  {check.name:<34}  {check.found or check.failure}")
+        failures += [check.name] if check.failure else []
+    _print("", f"{len(failures)} checks failed: {', '.join(failures)}" if failures else "everything holds")
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -230,7 +275,10 @@ def quantize(
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 refused with what, where, effect and fix, 130 interrupted."""
+    """Exit codes: 0 done, 1 verified and something does not hold, 2 refused, 130 interrupted.
+
+    What fails or is refused says what, where, effect and fix.
+    """
     try:
         app()
     except SystemExit as stop:
@@ -271,6 +319,13 @@ def _named_sizes(text: str) -> tuple[str, tuple[int, ...]]:
     if not name or not all(part.strip().isdecimal() for part in sizes.split(",")):
         raise _bad_option(f"--input is {text!r}", "write NAME=3,224,224: a name of the file, its sizes but the batch")
     return name, tuple(map(int, sizes.split(",")))
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(","))) if text else ()
+    except ValueError:
+        raise _bad_option(f"{option} is {text!r}", "write a number per channel, such as 0.485,0.456,0.406") from None
 
 
 def _multiple(text: str) -> int:
@@ -324,4 +379,5 @@ def _run(config: Any) -> None:
         report["verdict"],
         *(f"warning: {text}" for text in dict.fromkeys(warnings) if text not in progress.warned),
         f"everything is in {finished.folder}; open {finished.folder / 'report.html'}",
+        f"check it, here or elsewhere: diffprune verify {finished.folder}",
     )

@@ -54,6 +54,9 @@ class Config(BaseModel):
     threads: int = Field(default=1, ge=1, description="CPU threads that latency is measured with, 1 or more")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="cpu or cuda")
     seed: int = Field(default=0, ge=0, lt=2**32, description="0 to 4294967295")
+    license: str = Field(default="unknown", min_length=1, description="the licence of the weights, such as mit")
+    static_twin: bool = Field(default=False, description="true or false: pruned ONNX files with a fixed batch of 1 too")
+    preprocessing: bool = Field(default=False, description="true or false: an ONNX file that takes uint8 pixels too")
     output: str = Field(min_length=1, description="the folder of the run")
 
     @model_validator(mode="after")
@@ -120,6 +123,20 @@ def load_values(path: str | Path) -> dict[str, Any]:
         ) from error
 
 
+def portable(config: Config) -> Config:
+    """The settings as others may read them: of an absolute path only the last name is left, a relative one stays.
+
+    Run in the folders that hold these names, or with the paths given again, they mean the same.
+    """
+    source, colon, path = config.data.partition(":")
+    short = {"data": source + colon + _last(path), "output": _last(config.output)}
+    return config.model_copy(update=short | ({"weights": _last(config.weights)} if config.weights else {}))
+
+
+def _last(path: str) -> str:
+    return Path(path).name or "." if Path(path).is_absolute() else path
+
+
 def to_toml(config: Config) -> str:
     """The settings as TOML, one line each in the order of the fields, without None; `load_config` gives them back."""
     lines = (f"{key} = {_toml(value)}\n" for key, value in config if value is not None)
@@ -127,5 +144,6 @@ def to_toml(config: Config) -> str:
 
 
 def _toml(value: object) -> str:
-    # JSON's strings are TOML's, but for DEL, which TOML wants escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)
+    # JSON's strings are TOML's, but for DEL, which TOML wants escaped; its booleans are, too, but not its numbers.
+    text = isinstance(value, str | bool)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if text else repr(value)

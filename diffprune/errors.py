@@ -40,13 +40,21 @@ class TrainingDiverged(DiffpruneError, ArithmeticError):
     """A loss that is no longer a number."""
 
 
-class BadRun(DiffpruneError, ValueError):
-    """A folder that is not a finished run, or whose manifest is damaged."""
-
-
 class OutputExists(DiffpruneError, FileExistsError):
     """An output folder that already holds something."""
 
 
 class DeviceMissing(DiffpruneError, RuntimeError):
     """A device that was asked for and is not there."""
+
+
+class NotReproducible(DiffpruneError):
+    """A file that comes out with other bytes when it is written again."""
+
+
+class BadRun(DiffpruneError, ValueError):
+    """A folder that is not a finished run, or whose manifest is damaged."""
+
+
+class NotVerified(DiffpruneError):
+    """A file or a number of a run that does not hold."""

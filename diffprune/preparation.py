@@ -14,6 +14,7 @@ from diffprune.data import Data, load_data
 from diffprune.errors import BadConfig, BadData, DeviceMissing
 from diffprune.gated import attach
 from diffprune.models import load_model
+from diffprune.pruned import normalised
 from diffprune.stopwatch import stopwatch
 from diffprune.training import Event
 
@@ -39,6 +40,8 @@ class Prepared:
 def prepare(config: Config) -> Prepared:
     """Load data and network and run the one on the other. Raises BadData, BadModel, BadWeights, BadConfig."""
     data = load_data(config.data, image_size=config.image_size, batch=config.batch, seed=config.seed)
+    if config.preprocessing:
+        _require_known_pixels(data, config)
     model = load_model(config.model, weights=config.weights, num_classes=len(data.labels) or None).to(config.device)
     example = next(iter(data.val))[0][:2].to(config.device)
     logits = _logits(model, example, config)
@@ -53,6 +56,16 @@ def prepare(config: Config) -> Prepared:
             fix="give a network that returns logits for these labels",
         )
     return Prepared(data, model, example, logits.shape[1])
+
+
+def _require_known_pixels(data: Data, config: Config) -> None:
+    if not normalised(data.mean, data.std):
+        raise BadConfig(
+            "the data does not say how its pixels were normalised, so an ONNX file cannot do it",
+            at=f"preprocessing with {config.data}",
+            effect="nothing was started",
+            fix="give uint8 images or a diffprune.data.Data with mean and std, or leave preprocessing out",
+        )
 
 
 def _logits(model: nn.Module, images: Tensor, config: Config) -> object:

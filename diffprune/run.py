@@ -10,12 +10,15 @@ import torch
 import export
 from diffprune import __version__
 from diffprune.budget import Budget
-from diffprune.config import Config, to_toml
+from diffprune.card import model_card
+from diffprune.config import Config, portable, to_toml
+from diffprune.manifest import write_manifest
 from diffprune.pipeline import Result, compress
 from diffprune.preparation import Prepared, looks_untrained, prepare, require_device, require_possible
+from diffprune.pruned import Origin
 from diffprune.report import render
 from diffprune.runfolder import RunFolder, create
-from diffprune.shipping import latency, measured, save_dense, write_networks
+from diffprune.shipping import latency, measured, origin_of, save_dense, write_networks
 from diffprune.training import Event, Recipe, endless, fit_
 from diffprune.verdict import verdict
 
@@ -71,12 +74,15 @@ def run(config: Config, *, on_event: Event | None = None) -> Finished:
             _train_parent_(prepared, config, diary)
             save_dense(prepared.model, folder.path / "dense.safetensors")
         result = _compressed(prepared, config, budget, diary)
-        report = _shipped(folder, prepared, config, result, diary)
+        origin = origin_of(config, prepared, result)
+        report = _shipped(folder, prepared, config, origin, result, diary)
         report["seconds"] = time.perf_counter() - started
         folder.write_json("report.json", report)
         folder.write_text("report.html", render(report))
-        folder.write_text("config.toml", to_toml(config))
+        folder.write_text("MODEL_CARD.md", model_card(report, origin))
+        folder.write_text("config.toml", to_toml(portable(config)))
         diary({"phase": "finished"})
+        write_manifest(folder.path, config, origin)  # the last, since it lists all others
     return Finished(Path(config.output), report)
 
 
@@ -114,24 +120,27 @@ def _compressed(prepared: Prepared, config: Config, budget: Budget, tell: Event)
     )
 
 
-def _shipped(folder: RunFolder, prepared: Prepared, config: Config, result: Result, diary: Diary) -> dict[str, Any]:
+def _shipped(
+    folder: RunFolder, prepared: Prepared, config: Config, origin: Origin, result: Result, diary: Diary
+) -> dict[str, Any]:
     """Write the networks, measure them, and complete the report."""
     diary({"phase": "export"})
     prepared.model.cpu(), result.model.cpu()
-    files = write_networks(folder.path, config, prepared.data, prepared.labels, dense=prepared.model, result=result)
+    files = write_networks(folder.path, config, origin, dense=prepared.model, pruned=result.model)
     diary({"phase": "measure"})
-    comparison = measured(files, config)
+    comparison = measured(folder.path, config)
     folder.write_json("latency.json", comparison.as_dict())
     note = result.report["budget"]["note"]
     report = {
         **result.report,
         "model": config.model,
-        "data": config.data,
+        "data": portable(config).data,
         "version": __version__,
         "seed": config.seed,
         "file_bytes": {name: file.size for name, file in files.items()},
         "sha256": {name: file.sha256 for name, file in files.items()},
         "equivalence": {**result.report["equivalence"], "cut_vs_onnx": files["pruned"].parity.worst},
+        "parity": {name: file.parity.worst for name, file in files.items()},
         "latency": {"cpu": latency(comparison, config.threads)},
         "machine": comparison.machine.as_dict(),
         "warnings": [*diary.warnings, *result.report["warnings"], *([note] if note else [])],

@@ -1,7 +1,6 @@
 """What a run hands over: the networks as files, and what they cost, measured."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ from torch import nn
 
 import export
 import surgery
-from diffprune.config import Config
-from diffprune.data import Data
+from diffprune.config import Config, portable
+from diffprune.errors import NotReproducible
 from diffprune.pipeline import Result
+from diffprune.preparation import Prepared
+from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, sha256_of, write_pruned
 
 MEASURE_SECONDS = 8.0
 """Of interleaved rounds; enough for a 95 % interval of about 1 % on a network of some milliseconds."""
@@ -24,32 +25,61 @@ def save_dense(model: nn.Module, path: Path) -> None:
     path.write_bytes(save(tensors))  # save_file would make a file that only its owner may read
 
 
-def write_networks(
-    folder: Path, config: Config, data: Data, labels: Sequence[str] | None, *, dense: nn.Module, result: Result
-) -> dict[str, export.OnnxFile]:
-    """dense.onnx, pruned.onnx and pruned.safetensors; each ONNX file has computed what its network computes."""
-    about = {
+def origin_of(config: Config, prepared: Prepared, result: Result) -> Origin:
+    """What the files of a run say of themselves, and what it takes to write them again."""
+    data = prepared.data
+    weights = portable(config).weights
+    kept = {name: [int(flags.sum()), flags.numel()] for name, flags in result.keep.items()}
+    metadata = {
         "source_model": config.model,
+        "base_model": config.model,
+        **({"base_weights": weights} if weights else {}),
+        "license": config.license,
         "data": config.data.partition(":")[0],
         "mean": json.dumps(data.mean),
         "std": json.dumps(data.std),
         "input_shape": json.dumps(data.input_shape),
         "seed": str(config.seed),
+        "kept": json.dumps(kept),
     }
-    kept = json.dumps({name: [int(flags.sum()), flags.numel()] for name, flags in result.keep.items()})
-    example = next(iter(data.val))[0][:2]
-    surgery.save(result.model, folder / "pruned.safetensors")
-    return {
-        name: export.to_onnx(model, example, folder / f"{name}.onnx", metadata={**about, **extra}, labels=labels)
-        for name, model, extra in (("dense", dense, {}), ("pruned", result.model, {"kept": kept}))
-    }
+    return Origin(len(data.labels) or None, prepared.labels, metadata)
 
 
-def measured(files: dict[str, export.OnnxFile], config: Config) -> export.Comparison:
+def write_networks(
+    folder: Path, config: Config, origin: Origin, *, dense: nn.Module, pruned: nn.Module
+) -> dict[str, export.OnnxFile]:
+    """dense.onnx, pruned.safetensors and the pruned ONNX files; each has computed what its network computes.
+
+    The pruned files are made of what is saved, as anybody else would, and that is compared with what was trained. They
+    are written twice: that costs seconds beside the minutes of a run, and later it would be found too late that a
+    file cannot be traced back to its weights.
+
+    Raises:
+        NotReproducible: what is saved does not give the trained network, or not the same bytes twice.
+    """
+    about = {key: value for key, value in origin.metadata.items() if key != "kept"}
+    file = export.to_onnx(dense, origin.example, folder / "dense.onnx", metadata=about, labels=origin.labels)
+    surgery.save(pruned, folder / SAVED)
+    network = reloaded(folder, config, origin)
+    try:
+        surgery.check_equal(pruned, network, origin.example)
+    except surgery.NotEqual as error:
+        raise NotReproducible(
+            f"what {config.model} builds from {SAVED} is not the network that was trained",
+            at=f"{type(network).__name__} on images of noise; the chained error says how far apart",
+            effect="nothing was shipped: nobody could rebuild the network from its file",
+            fix="give a factory that builds the same network every time; keep what it draws or counts in its buffers",
+        ) from error
+    files = write_pruned(folder, network, config, origin)
+    hashes = {path.name: sha256_of(path) for path in folder.iterdir()}
+    require_reproducible(reloaded(folder, config, origin), config, origin, hashes)
+    return {"dense": file, **files}
+
+
+def measured(folder: Path, config: Config) -> export.Comparison:
     """Dense and pruned on the CPU, one image at a time."""
-    return export.compare(
-        files["dense"].path, files["pruned"].path, threads=config.threads, seconds=MEASURE_SECONDS, seed=config.seed
-    )
+    dense, pruned = folder / "dense.onnx", folder / "pruned.onnx"
+    return export.compare(dense, pruned, threads=config.threads, seconds=MEASURE_SECONDS, seed=config.seed)
 
 
 def latency(comparison: export.Comparison, threads: int) -> dict[str, Any]:

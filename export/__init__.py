@@ -2,6 +2,7 @@
 
 from export.alignment import Step, default_step, probe_step
 from export.comparison import Comparison, compare, compare_networks
+from export.drafts import OnnxFile
 from export.errors import (
     BadOnnx,
     CannotMeasure,
@@ -18,12 +19,14 @@ from export.machine import Machine, this_machine
 from export.measurement import measure, measure_network
 from export.outputs import Fidelity, answers, fidelity
 from export.parity import BatchParity, Parity, check_parity
+from export.preprocessing import Preprocessing
 from export.profiling import NodeTime, profile
 from export.quantization import quantize, to_fp16
 from export.roofline import Roofline, measure_roofline
 from export.statistics import Interval
 from export.tensors import Examples
-from export.writing import OnnxFile, to_onnx
+from export.twins import static_twin
+from export.writing import to_onnx
 
 __all__ = [
     "BadOnnx",
@@ -44,6 +47,7 @@ __all__ = [
     "OnnxFile",
     "Parity",
     "ParityFailed",
+    "Preprocessing",
     "Quantized",
     "Roofline",
     "Step",
@@ -64,6 +68,7 @@ __all__ = [
     "probe_step",
     "profile",
     "quantize",
+    "static_twin",
     "this_machine",
     "to_fp16",
     "to_onnx",

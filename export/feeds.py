@@ -83,13 +83,15 @@ def input_specs(session: Any, *, batch: int, path: Path, shapes: Shapes | None =
 
 
 def random_feed(specs: tuple[InputSpec, ...], *, seed: int) -> Feed:
-    """Standard normal numbers, and 0 or 1 for integers and booleans, which are valid indices into any table of two."""
+    """Standard normal numbers, 0 to 255 for uint8, which are pixels, and 0 or 1 for other integers and booleans, which
+    are valid indices into any table of two."""
     generator = np.random.default_rng(seed)
     feed: Feed = {}
     for spec in specs:
         dtype = DTYPES[spec.type]
         floating = np.issubdtype(dtype, np.floating)
-        numbers = generator.standard_normal(spec.shape) if floating else generator.integers(0, 2, spec.shape)
+        levels = 256 if dtype is np.uint8 else 2
+        numbers = generator.standard_normal(spec.shape) if floating else generator.integers(0, levels, spec.shape)
         feed[spec.name] = np.ascontiguousarray(numbers.astype(dtype))
     return feed
 

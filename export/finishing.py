@@ -16,10 +16,10 @@ import onnxruntime
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, TopologicalSortPass
 
 from export.calibration import Source, refused
+from export.drafts import sha256_of
 from export.errors import ParityFailed
 from export.outputs import Array, Fidelity, answers, fidelity
 from export.rules import check_portable
-from export.writing import sha256_of
 
 
 @dataclass(frozen=True)

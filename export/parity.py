@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from export.errors import BadOnnx, ParityFailed
+from export.preprocessing import LEVELS, Preprocessing
 from export.sessions import open_session
 from export.tensors import Examples, example_tuple, outputs_of, repeat_to, resting_copy
 
@@ -42,7 +43,7 @@ class BatchParity:
 
 @dataclass(frozen=True)
 class Parity:
-    """One row per batch size, all of them within `tolerance`."""
+    """One row per batch size (for a file with a fixed one, per draw), all of them within `tolerance`."""
 
     batches: tuple[BatchParity, ...]
     tolerance: float
@@ -61,13 +62,20 @@ class Parity:
 
 
 def check_parity(
-    path: str | Path, model: nn.Module, example_inputs: Examples, *, tolerance: float = TOLERANCE
+    path: str | Path,
+    model: nn.Module,
+    example_inputs: Examples,
+    *,
+    preprocessing: Preprocessing | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Parity:
     """Run file and network on the same random inputs at several batch sizes; return how far apart they are.
 
-    Floating-point inputs are standard normal with a fixed seed; integers and booleans repeat the example's values,
-    since only the caller knows which of them are valid. A file with a fixed batch is compared at that batch. The error
-    is relative to the largest reference: an absolute one fails large logits and passes small ones.
+    Floating-point inputs are standard normal with a fixed seed; uint8 ones are pixels, drawn from 0 to 255 (ONNX has no
+    use for them as indices); other integers and booleans repeat the example's values, since only the caller knows which
+    of them are valid. A file with `preprocessing` inside is compared with preprocessing and network, one with a fixed
+    batch at that batch, on as many draws. The error is relative to the largest reference: an absolute one fails large
+    logits and passes small ones.
 
     Raises:
         ParityFailed: apart by more than `tolerance`; not finite; or an output that depends on the input by less than
@@ -75,7 +83,10 @@ def check_parity(
         BadOnnx: the file does not load or has other inputs or outputs than the network.
         NotExportable: the network does not run on inputs like these.
     """
-    return parity_of(Path(path), resting_copy(model), example_tuple(example_inputs), tolerance=tolerance)
+    resting, examples = resting_copy(model), example_tuple(example_inputs)
+    if preprocessing is not None:
+        resting, examples = preprocessing.before(resting, examples)
+    return parity_of(Path(path), resting, examples, tolerance=tolerance)
 
 
 def parity_of(path: Path, resting: nn.Module, examples: tuple[Tensor, ...], *, tolerance: float) -> Parity:
@@ -84,8 +95,9 @@ def parity_of(path: Path, resting: nn.Module, examples: tuple[Tensor, ...], *, t
     names = _names_fitting(session, examples, path)
     fixed = session.get_inputs()[0].shape[0]
     rows, answers, references = [], [], []
-    for batch in (fixed,) if isinstance(fixed, int) else BATCHES:
-        inputs = tuple(_random_like(example, batch, seed) for seed, example in enumerate(examples))
+    # A single sample could not show whether the output follows the input: hence the draws at a fixed batch of one.
+    for draw, batch in enumerate([fixed] * len(BATCHES) if isinstance(fixed, int) else BATCHES):
+        inputs = tuple(_random_like(example, batch, 100 * draw + at) for at, example in enumerate(examples))
         reference = [output.numpy() for output in outputs_of(resting, inputs)]
         feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
         found = _run(session, feed, path)
@@ -103,16 +115,23 @@ def parity_of(path: Path, resting: nn.Module, examples: tuple[Tensor, ...], *, t
                 effect="the file does not compute what the network computes",
                 fix="do not use the file; look for randomness, state, or a fixed batch in forward()",
             )
-    random = any(example.is_floating_point() for example in examples)
+    random = any(map(_drawn, examples))
     _refuse_constant(answers, references, random, path)
     return parity
 
 
+def _drawn(example: Tensor) -> bool:
+    """Whether every value of this dtype is valid, so that inputs can be drawn."""
+    return example.is_floating_point() or example.dtype == torch.uint8
+
+
 def _random_like(example: Tensor, batch: int, seed: int) -> Tensor:
-    if not example.is_floating_point():
+    if not _drawn(example):
         return repeat_to(example, batch)
-    generator = torch.Generator().manual_seed(1000 * batch + seed)
-    return torch.randn((batch, *example.shape[1:]), generator=generator).to(example.dtype)
+    generator, shape = torch.Generator().manual_seed(1000 * batch + seed), (batch, *example.shape[1:])
+    if example.dtype == torch.uint8:
+        return torch.randint(LEVELS + 1, shape, generator=generator, dtype=torch.uint8)
+    return torch.randn(shape, generator=generator).to(example.dtype)
 
 
 def _names_fitting(session: Any, examples: tuple[Tensor, ...], path: Path) -> list[str]:

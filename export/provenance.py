@@ -19,22 +19,32 @@ def tool_version() -> str:
         return "unknown"
 
 
+def parity_passed(tolerance: float, batches: Sequence[int]) -> str:
+    """The gate as text: the bound, not the number measured, which differs in its last digits between CPUs."""
+    return f"max |onnxruntime - torch| / max |torch| <= {tolerance:g} at batch {', '.join(map(str, batches))}"
+
+
 def provenance(
-    metadata: Mapping[str, str] | None, labels: Sequence[str] | None, *, tolerance: float, batches: Sequence[int]
+    metadata: Mapping[str, str] | None,
+    labels: Sequence[str] | None,
+    *,
+    tolerance: float,
+    batches: Sequence[int],
+    baked: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Key and value pairs for `metadata_props`, sorted: tool, versions, the parity that was passed, the caller's own.
 
-    The parity is given as the bound, not as the number measured, which differs in its last digits between CPUs; and
-    there is no date: the same network gives the same bytes.
+    There is no date: the same network gives the same bytes. `baked` is what preprocessing inside the file says.
 
     Raises:
-        NotExportable: a key that is ours, or something that is not a string.
+        NotExportable: a key that is ours with another value, or something that is not a string.
     """
     ours = {
         "tool": TOOL,
         "tool_version": tool_version(),
         "torch_version": torch.__version__,
-        "parity": f"max |onnxruntime - torch| / max |torch| <= {tolerance:g} at batch {', '.join(map(str, batches))}",
+        "parity": parity_passed(tolerance, batches),
+        **(baked or {}),
     }
     if labels is not None:
         ours["labels"] = json.dumps(list(labels), ensure_ascii=False)
@@ -45,7 +55,7 @@ def provenance(
                 f"metadata {key!r}: {value!r} is not a pair of strings", at="metadata", effect="nothing was written",
                 fix="ONNX metadata are strings: use str() or json.dumps()",
             )
-        if key in ours or key == "labels":
+        if ours.get(key, value) != value or key == "labels":
             raise NotExportable(
                 f"metadata key {key!r} is written by the export itself", at="metadata", effect="nothing was written",
                 fix="use another key; class names go into labels=",

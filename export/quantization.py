@@ -10,10 +10,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from export.calibration import Reader, fitting, largest, read_source, refused, silent
+from export.drafts import require_writable
 from export.finishing import Quantized, finished, hidden
 from export.outputs import Array
 from export.recipes import RECIPES, WEIGHTED, resolved
-from export.writing import writable
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 # Typical for float16 is 1e-3, as it keeps 11 bits of each number.
@@ -42,7 +42,7 @@ def quantize(
         BadOnnx: the file is missing or damaged.
     """
     name = resolved(target)
-    source, place = read_source(path), writable(output)
+    source, place = read_source(path), require_writable(output)
     batches = fitting(calibration, source)
     if not any(node.op_type in WEIGHTED for node in source.model.graph.node):
         raise refused(f"the file has no {', '.join(WEIGHTED)} to quantize", source.path, "give a file with weights")
@@ -77,7 +77,7 @@ def to_fp16(path: str | Path, output: str | Path, examples: Iterable[Array | Ten
         ParityFailed: off by more than FLOAT16_TOLERANCE of the largest output.
         NotExportable, BadOnnx: as `quantize`.
     """
-    source, place = read_source(path), writable(output)
+    source, place = read_source(path), require_writable(output)
     batches = fitting(examples, source)
     with hidden(place) as folder, silent():
         tensor, reach = largest(source, batches, folder)

@@ -11,9 +11,15 @@ from export.errors import NotExportable
 
 
 def check_rules(
-    path: Path, *, opset: int, ir_version: int, input_names: Sequence[str], output_names: Sequence[str]
+    path: Path,
+    *,
+    opset: int,
+    ir_version: int,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    batch: str | int = "batch",
 ) -> None:
-    """Read the file back and hold it to every law: valid, portable, dense.
+    """Read the file back and hold it to every law: valid, portable, dense. `batch`: the free axis, or a fixed size.
 
     Raises:
         NotExportable: the first law that is broken, with the node that breaks it.
@@ -23,9 +29,10 @@ def check_rules(
     _check_names("output", [value.name for value in model.graph.output], output_names)
     for value in model.graph.input:
         first = value.type.tensor_type.shape.dim[0]
-        if first.dim_param != "batch":
+        if (first.dim_param or first.dim_value) != batch:
             _refuse(
-                f"the batch of input {value.name} is {first.dim_param or first.dim_value}, not free", at="graph inputs",
+                f"the batch of input {value.name} is {first.dim_param or first.dim_value}, not "
+                f"{'free' if batch == 'batch' else batch}", at="graph inputs",
                 fix="do not fix the batch size in forward(), e.g. write x.flatten(1) instead of x.view(2, -1)",
             )
     _check_dense(model.graph)

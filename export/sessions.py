@@ -34,7 +34,7 @@ def open_session(
     one needs to compute shapes would run on the CPU. With `tf32` float32 is multiplied with 10 bits of mantissa.
 
     Raises:
-        BadOnnx: the file is missing, damaged, or holds an operator that onnxruntime does not know.
+        BadOnnx: the file or its data file is missing or damaged, or an operator in it is unknown to onnxruntime.
         CannotMeasure: an unknown device name, no threads, or an operator that the device does not have.
         DeviceMissing: onnxruntime or the machine lacks the device.
     """
@@ -52,15 +52,12 @@ def open_session(
 
 def _on_cpu(file: Path, threads: int, profile_to: Path | None) -> Any:
     options = _options(threads, profile_to)
-    without: dict[str, Any] = {"disabled_optimizers": ["MatmulTransposeFusion"]} if _holds_float16(file) else {}
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in _read(file).graph.initializer)
+    without: dict[str, Any] = {"disabled_optimizers": ["MatmulTransposeFusion"]} if half else {}
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS["cpu"]], **without)
     except Exception as error:
-        raise BadOnnx(
-            f"onnxruntime {onnxruntime.__version__} cannot load the file: {_one_line(error)}",
-            at=f"{file}, {file.stat().st_size} bytes", effect="nothing was run",
-            fix="write the file again (a damaged copy has another sha256); use only operators of the standard domain",
-        ) from error
+        raise _damaged(file, f"onnxruntime {onnxruntime.__version__}", error) from error
 
 
 def _on_gpu(file: Path, on_cpu: Any, *, threads: int, batch: int, tf32: bool) -> Any:
@@ -121,12 +118,28 @@ def check_device(device: str) -> None:
         )
 
 
-def _holds_float16(file: Path) -> bool:
+def _read(file: Path) -> onnx.ModelProto:
+    """The graph of a file without its weights; refuses a data file left behind, which onnxruntime explains badly."""
     try:
-        model = onnx.load(file, load_external_data=False)
-    except Exception:  # damaged, which onnxruntime says better
-        return False
-    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+        model = onnx.load(str(file), load_external_data=False)
+    except Exception as error:
+        raise _damaged(file, f"onnx {onnx.__version__}", error) from error
+    tensors = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    data = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    if missing := sorted(name for name in data if not (file.parent / name).is_file()):
+        raise BadOnnx(
+            f"the weights are in {', '.join(missing)}, which is not there", at=str(file), effect="nothing was run",
+            fix="put the data file beside the ONNX file, under this very name",
+        )
+    return model
+
+
+def _damaged(file: Path, reader: str, error: Exception) -> BadOnnx:
+    return BadOnnx(
+        f"{reader} cannot load the file: {_one_line(error)}",
+        at=f"{file}, {file.stat().st_size} bytes", effect="nothing was run",
+        fix="write the file again (a damaged copy has another sha256); use only operators of the standard domain",
+    )
 
 
 def _built_for() -> list[str]:

@@ -1,42 +1,18 @@
 """`to_onnx`: one dense, checked, reproducible file, or an exception and no file."""
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
-import onnx_ir as ir
 from torch import Tensor, nn
 
 from export.capture import capture
-from export.errors import BadOnnx, NotExportable
-from export.parity import BATCHES, TOLERANCE, Parity, parity_of
+from export.drafts import OnnxFile, require_writable, write_checked
+from export.errors import NotExportable
+from export.parity import BATCHES, TOLERANCE
+from export.preprocessing import Preprocessing
 from export.provenance import provenance
-from export.rules import check_rules
 from export.tensors import Examples, example_tuple, outputs_of, repeat_to, resting_copy
-
-# Protobuf ends at 2 GiB; 16 MiB are left for the graph itself.
-SINGLE_FILE_LIMIT = 2**31 - 2**24
-
-
-@dataclass(frozen=True)
-class OnnxFile:
-    """A file that was written and checked. `sha256` and `size` (bytes) include the data file beside it, if any."""
-
-    path: Path
-    sha256: str
-    parity: Parity
-    opset: int
-    size: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; the file by its name, without its folder."""
-        return {"file": self.path.name, "sha256": self.sha256, "opset": self.opset, "size": self.size,
-                "parity": self.parity.as_dict()}
 
 
 def to_onnx(
@@ -49,6 +25,7 @@ def to_onnx(
     opset: int = 18,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
     tolerance: float = TOLERANCE,
 ) -> OnnxFile:
     """Write `model` in eval mode as one ONNX file with a free batch size, after comparing it with the model.
@@ -64,6 +41,8 @@ def to_onnx(
         opset: 18 or more. The exporter silently ignores smaller ones, so they are refused.
         input_names: default "input", or "input_0", "input_1", ...
         output_names: default "logits", or "output_0", "output_1", ... in the order of the nested output.
+        preprocessing: makes the file take uint8 pixels (batch, H, W, C) and normalise them itself; `example_inputs`
+            stay what the network takes. Without it the file takes what the network takes.
         tolerance: the largest allowed max |d| / max |reference|, see `check_parity`.
 
     Raises:
@@ -71,9 +50,11 @@ def to_onnx(
         ParityFailed: the file does not compute what the network computes, or that could not be told.
     """
     examples = example_tuple(example_inputs)
-    target = writable(path)
+    target = require_writable(path)
     ir_version = _ir_version(opset)
     resting = resting_copy(model)
+    if preprocessing is not None:
+        resting, examples = preprocessing.before(resting, examples)
     # At least two: with a batch of one, tracing could take "one" for a property of the network.
     traced = tuple(repeat_to(example, max(2, example.shape[0])) for example in examples)
     outputs = outputs_of(resting, traced)
@@ -81,39 +62,13 @@ def to_onnx(
     outs = _names("output", output_names, len(outputs), "logits")
     _check_distinct(ins, outs)
     _check_labels(labels, outputs)
-    properties = provenance(metadata, labels, tolerance=tolerance, batches=BATCHES)
+    baked = {} if preprocessing is None else preprocessing.metadata()
+    properties = provenance(metadata, labels, tolerance=tolerance, batches=BATCHES, baked=baked)
 
     graph = capture(resting, traced, opset=opset, input_names=ins, output_names=outs)
     graph.metadata_props.update(properties)
     graph.ir_version = ir_version
-    # A folder of its own inside the target's: the same file system, so that the final move is atomic, and the final
-    # names, so that the reference to a data file is already right.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
-        draft = Path(folder) / target.name
-        files = _save(graph, draft)
-        check_rules(draft, opset=opset, ir_version=ir_version, input_names=ins, output_names=outs)
-        try:
-            parity = parity_of(draft, resting, examples, tolerance=tolerance)
-        except BadOnnx as error:
-            raise NotExportable(
-                "onnxruntime does not run what the exporter wrote", at=type(model).__name__,
-                effect="nothing was written", fix="see the chained error; float32 is what onnxruntime covers best",
-            ) from error
-        sha256 = sha256_of(files)
-        size = sum(file.stat().st_size for file in files)
-        for file in reversed(files):  # the data first: the file that refers to it must never be without it
-            os.replace(file, target.with_name(file.name))
-    return OnnxFile(target, sha256, parity, opset, size)
-
-
-def writable(path: str | Path) -> Path:
-    target = Path(path)
-    if target.is_dir() or not target.parent.is_dir():
-        raise NotExportable(
-            "this is a folder, not a file" if target.is_dir() else "the folder does not exist",
-            at=str(target), effect="nothing was written", fix="name a file in a folder that exists",
-        )
-    return target
+    return write_checked(graph, target, resting, examples, names=(ins, outs), tolerance=tolerance)
 
 
 def _ir_version(opset: int) -> int:
@@ -153,23 +108,3 @@ def _check_labels(labels: Sequence[str] | None, outputs: tuple[Tensor, ...]) -> 
             at=f"labels and the first output, shape {tuple(outputs[0].shape)}",
             effect="nothing was written", fix="pass one label per class, in the order of the outputs",
         )
-
-
-def _save(graph: ir.Model, draft: Path) -> tuple[Path, ...]:
-    """Write the graph; the file, and the data file if the weights do not fit into the first."""
-    weights = (value.const_value for part in graph.graphs() for value in part.initializers.values())
-    if sum(weight.nbytes for weight in weights if weight is not None) < SINGLE_FILE_LIMIT:
-        ir.save(graph, draft, format="protobuf")
-        return (draft,)
-    data = draft.with_name(draft.name + ".data")
-    ir.save(graph, draft, format="protobuf", external_data=data.name)
-    return (draft, data)
-
-
-def sha256_of(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(2**20):
-                digest.update(chunk)
-    return digest.hexdigest()

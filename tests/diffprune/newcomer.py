@@ -15,6 +15,8 @@ from diffprune import cli, shipping
 
 MODULE = "newcomers_nets"
 NETWORKS = """
+import random
+
 import torch
 from torch import nn
 
@@ -40,6 +42,24 @@ def many():
 
 def few():
     return factory(num_classes=2)
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.factor = random.uniform(1, 2)
+
+    def forward(self, x):
+        return self.factor * self.inner(x)
+
+
+def drawn(num_classes=10):
+    return Scaled(colour(num_classes))
+
+
+def last(num_classes=10):
+    return colour(num_classes).to(memory_format=torch.channels_last)
 
 
 def rigid(num_classes=10):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from newcomer import MODULE, Outcome, typed, working_in
@@ -176,6 +177,15 @@ def test_compress_from_a_file(here: Path, words: str, fact: str) -> None:
         (f"export cut.safetensors --model {SMALL} --output x.onnx", "NotExportable: the network does not run"),
         (f"export cut.safetensors --model {SMALL} --output absent/x.onnx", "BadConfig: --output absent/x.onnx"),
         (f"export cut.safetensors --model {SMALL} --input 1,8,8 --output x.onnx --opset 7", "NotExportable: opset 7"),
+        (f"export cut.safetensors --model {SMALL} --mean 0.5 --output x.onnx", "BadConfig: one of --mean and --std"),
+        (f"export cut.safetensors --model {SMALL} --mean a --std 1 --output x.onnx", "BadConfig: --mean is 'a'"),
+        (
+            f"export cut.safetensors --model {SMALL} --input 1,8,8 --mean 0.5 --std 0 --output x.onnx",
+            "NotExportable: mean (0.5,) and std (0.0,) do not normalise",
+        ),
+        ("verify absent", "BadRun: manifest.json cannot be read: No such file"),
+        ("verify text.onnx", "BadRun: manifest.json cannot be read: Not a directory"),
+        ("verify taken", "BadRun: manifest.json cannot be read: No such file"),
     ],
 )
 def test_the_other_commands(here: Path, words: str, fact: str) -> None:
@@ -195,7 +205,11 @@ def test_a_folder_that_is_taken_stays_as_it_is(here: Path) -> None:
 
 def test_the_same_words_without_the_fault_are_accepted(here: Path) -> None:
     """Or the refusals above would prove nothing."""
-    outcome = typed(*f"export cut.safetensors --model {SMALL} --input 1,8,8 --output x.onnx".split())
+    words = f"export cut.safetensors --model {SMALL} --input 1,8,8 --output x.onnx --license mit --static-twin"
+    outcome = typed(*words.split(), "--mean", "0.5", "--std", "0.25")
     assert outcome.code == 0, outcome.err
+    for name, batch in (("x", "batch"), ("x-static", 1)):
+        (given,) = onnxruntime.InferenceSession(here / f"{name}.onnx").get_inputs()
+        assert (given.type, given.shape) == ("tensor(uint8)", [batch, 8, 8, 1])
     outcome = typed(*f"{COMPRESS} {MODULE}:colour --data imagefolder:pictures --output fine".split())
     assert outcome.code == 0, outcome.err

@@ -16,7 +16,7 @@ from diffprune.config import Config, load_config, to_toml
 from diffprune.demo import demo_config
 from diffprune.run import Finished
 
-COMMANDS = ("demo", "compress", "inspect", "bench", "export", "quantize")
+COMMANDS = ("demo", "compress", "inspect", "bench", "explain", "export", "verify", "quantize")
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,12 @@ def test_every_setting_is_an_option() -> None:
         assert f"--{name.replace('_', '-')} " in text, name
 
 
+def test_flags_are_settings_like_any_other(asked: list[Config]) -> None:
+    Path("run.toml").write_text('model = "a:b"\ndata = "digits"\nparams = 0.4\noutput = "o"\nstatic_twin = true\n')
+    assert typed("compress", "--config", "run.toml", "--preprocessing", "--license", "mit").code == 0
+    assert (asked[0].static_twin, asked[0].preprocessing, asked[0].license) == (True, True, "mit")
+
+
 def test_options_win_over_the_file(asked: list[Config]) -> None:
     Path("run.toml").write_text('model = "a:b"\ndata = "digits"\nparams = 0.4\nepochs = 2\noutput = "o"\n')
     assert typed("compress", "--config", "run.toml").code == 0
@@ -102,6 +108,7 @@ def test_the_defaults_in_the_help_are_those_of_the_settings() -> None:
     for name, field in Config.model_fields.items():
         if field.default not in (None, ...) and not field.is_required():
             default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+            default = "off" if field.default is False else default
             option = text[text.index(f"--{name.replace('_', '-')} ") :]
             assert option[: option.find(" --", 2)].endswith(f"[{default}]"), name
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprune import config
-from diffprune.config import Config, config_from, load_config, to_toml
+from diffprune.config import Config, config_from, load_config, portable, to_toml
 from diffprune.errors import BadConfig
 
 LEAST: dict[str, Any] = {"model": "digits:resnet18", "data": "digits", "macs": 0.5, "output": "runs/a"}
@@ -37,6 +37,9 @@ settings = st.fixed_dictionaries(
         "threads": st.integers(1, 64),
         "device": st.sampled_from(["cpu", "cuda"]),
         "seed": st.integers(0, 2**32 - 1),
+        "license": text,
+        "static_twin": st.booleans(),
+        "preprocessing": st.booleans(),
     },
 )
 
@@ -66,6 +69,16 @@ def test_defaults_and_the_order_of_the_file() -> None:
 
 def test_a_width_in_digits_is_a_number() -> None:
     assert config_from(LEAST | {"round_to": "8"}).round_to == 8
+
+
+def test_absolute_paths_are_shortened_and_relative_ones_stay() -> None:
+    given = LEAST | {"data": "npz:/home/me/photos.npz", "weights": "/home/me/w.pt", "output": "/home/me/run"}
+    shown = portable(config_from(given))
+    assert (shown.data, shown.weights, shown.output) == ("npz:photos.npz", "w.pt", "run")
+    same = config_from(LEAST | {"data": "npz:../photos.npz", "weights": "DEFAULT", "output": "runs/a"})
+    assert portable(same) == same
+    assert portable(config_from(LEAST)) == config_from(LEAST)
+    assert portable(config_from(LEAST | {"data": "imagefolder:/"})).data == "imagefolder:."
 
 
 def test_settings_do_not_change() -> None:

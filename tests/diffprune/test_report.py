@@ -124,6 +124,11 @@ def test_the_page_needs_nothing_else() -> None:
     assert "@import" not in page
 
 
+def test_the_page_leads_to_the_files_beside_it() -> None:
+    links = [value for name, value in Page(render(REPORT)).attributes if name == "href"]
+    assert links == ["MODEL_CARD.md", "manifest.json"]
+
+
 def test_hostile_text_is_only_text() -> None:
     hostile = """<script>alert(1)</script>"' onload='x' {{ 7 * 7 }} &amp;"""
 

@@ -2,6 +2,9 @@
 
 import ast
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,11 +31,13 @@ from diffprune.stored import load_run
 pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
 
 FILES = {
+    "MODEL_CARD.md",
     "config.toml",
     "dense.onnx",
     "dense.safetensors",
     "latency.json",
     "log.jsonl",
+    "manifest.json",
     "pruned.onnx",
     "pruned.safetensors",
     "report.html",
@@ -41,7 +46,7 @@ FILES = {
 KEYS = (
     *(f"{what}.{which}" for what in ("accuracy", "macs", "params") for which in ("dense", "pruned")),
     *(f"latency.cpu.{what}" for what in ("dense_ms", "pruned_ms", "speedup", "low", "high")),
-    *("equivalence.masked_vs_cut", "equivalence.cut_vs_onnx", "budget.asked", "budget.reached"),
+    *("equivalence.masked_vs_cut", "equivalence.cut_vs_onnx", "parity.dense", "budget.asked", "budget.reached"),
     *("machine.cpu", "machine.cores", "machine.onnxruntime"),
 )
 COMMAND = (
@@ -131,7 +136,9 @@ def test_the_onnx_file_says_what_it_is(folder: Path, report: dict[str, Any]) -> 
     assert json.loads(found["labels"]) == [str(digit) for digit in range(10)]
     assert json.loads(found["kept"]) == {g["name"]: [g["kept"], g["units"]] for g in report["groups"]}
     assert json.loads(found["input_shape"]) == [1, 8, 8]
-    assert found["source_model"] == f"{MODULE}:factory"
+    assert found["source_model"] == found["base_model"] == f"{MODULE}:factory"
+    assert found["license"] == "unknown"
+    assert len(json.loads(found["mean"])) == len(json.loads(found["std"])) == 1
     dense = {entry.key for entry in onnx.load(folder / "dense.onnx").metadata_props}
     assert "kept" not in dense
     assert "labels" in dense
@@ -213,12 +220,16 @@ def test_the_terminal_shows_the_table_and_each_warning_once(first: Outcome, repo
     assert sorted(warnings) == sorted(f"warning: {text}" for text in asked)
 
 
-def test_running_the_settings_again_gives_the_same_networks(folder: Path, here: Path, report: dict[str, Any]) -> None:
+def test_the_settings_in_another_process_give_the_same_bytes(folder: Path, here: Path, report: dict[str, Any]) -> None:
     settings = load_config(folder / "config.toml")
     assert settings.round_to == 4
     assert settings.parent_lr == 0.2
-    outcome = typed("compress", "--config", "runs/one/config.toml", "--output", "runs/two")
-    assert outcome.code == 0, outcome.err
+    code = (
+        "import torch; from diffprune import cli, shipping; "
+        "torch.set_num_threads(1); shipping.MEASURE_SECONDS = 0.2; cli.main()"
+    )
+    words = ("compress", "--config", "runs/one/config.toml", "--output", "runs/two")
+    subprocess.run([sys.executable, "-c", code, *words], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     again = here / "runs/two"
     for name in ("dense.safetensors", "pruned.safetensors", "dense.onnx", "pruned.onnx"):
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name

@@ -78,3 +78,8 @@ def test_what_is_fed_is_said():
     specs = [InputSpec("x", (1,), kind) for kind in ("tensor(float16)", "tensor(int64)", "tensor(bool)", "torch.int64")]
     assert [spec.values for spec in specs] == ["standard normal", "0 or 1", "0 or 1", "as given"]
     assert specs[1].as_dict() == {"name": "x", "shape": [1], "type": "tensor(int64)", "values": "0 or 1"}
+
+
+def test_pixels_take_all_their_values():
+    pixels = random_feed((InputSpec("x", (64, 64), "tensor(uint8)"),), seed=0)["x"]
+    assert (pixels.dtype, pixels.min(), pixels.max()) == (np.uint8, 0, 255)

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import export
+from export import drafts
 from export.sessions import open_session
 
 REAL = onnxruntime.InferenceSession
@@ -122,3 +123,65 @@ def test_several_threads_do_not_spin(files):
     assert open_session(files["small"].path, threads=2).get_session_options().get_session_config_entry(spinning) == "0"
     options = open_session(files["small"].path).get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+
+
+def of(*nodes, opsets=("",), functions=()):
+    """A file's model with input x and output y, (batch, 3), float."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in "xy"]
+    graph = helper.make_graph(list(nodes), "g", value[:1], value[1:])
+    imports = [helper.make_opsetid(domain, 18 if not domain else 1) for domain in opsets]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8, functions=list(functions))
+
+
+def test_an_operator_of_a_foreign_domain_is_refused_even_if_onnxruntime_runs_it(files, tmp_path):
+    gelu = helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft", name="fused")
+    onnx.save(of(gelu, opsets=("", "com.microsoft")), tmp_path / "m.onnx")
+    onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    with pytest.raises(export.BadOnnx, match=r"com\.microsoft\.Gelu is not standard ONNX\n  at .*node fused"):
+        export.measure(tmp_path / "m.onnx", seconds=0.1)
+    with pytest.raises(export.BadOnnx, match="is not standard ONNX"):
+        export.compare(files["dense"].path, tmp_path / "m.onnx", seconds=0.1)
+
+
+def test_a_foreign_operator_inside_a_branch_or_a_function_is_found(tmp_path):
+    inner = helper.make_graph(
+        [helper.make_node("Gelu", ["x"], ["z"], domain="com.microsoft")], "then", [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 3])],
+    )
+    constant = helper.make_node("Constant", [], ["c"], value=helper.make_tensor("c", TensorProto.BOOL, [], [True]))
+    branch = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    onnx.save(of(constant, branch, opsets=("", "com.microsoft")), tmp_path / "branch.onnx")
+    for kind, standard in (("Gelu", False), ("Relu", True)):
+        domain = "" if standard else "com.microsoft"
+        imports = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+        node = helper.make_node(kind, ["a"], ["b"], domain=domain)
+        function = helper.make_function("mine", "F", ["a"], ["b"], [node], imports)
+        call = helper.make_node("F", ["x"], ["y"], domain="mine")
+        model = of(call, opsets=("", "com.microsoft", "mine"), functions=[function])
+        onnx.save(model, tmp_path / f"{kind}.onnx")
+    for name in ("branch", "Gelu"):
+        with pytest.raises(export.BadOnnx, match=r"com\.microsoft\.Gelu is not standard ONNX"):
+            export.measure(tmp_path / f"{name}.onnx", seconds=0.1)
+    assert export.measure(tmp_path / "Relu.onnx", seconds=0.1).median > 0, "a function of the file itself is known"
+
+
+def test_a_data_file_that_is_missing_or_short_is_refused(tmp_path, network, image, monkeypatch):
+    monkeypatch.setattr(drafts, "SINGLE_FILE_LIMIT", 1000)
+    file = export.to_onnx(network, image, tmp_path / "m.onnx")
+    data = tmp_path / "m.onnx.data"
+    content = data.read_bytes()
+    data.write_bytes(content[: len(content) // 2])
+    with pytest.raises(export.BadOnnx, match="cannot load the file"):
+        export.measure(file.path, seconds=0.1)
+    data.unlink()
+    with pytest.raises(export.BadOnnx, match=r"the weights are in m\.onnx\.data, which is not there\n  at .*m\.onnx"):
+        export.measure(file.path, seconds=0.1)
+
+
+def test_a_free_axis_beside_the_batch_is_refused(tmp_path):
+    model = of(helper.make_node("Relu", ["x"], ["y"]))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_param = "width"
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(export.CannotMeasure, match="axis 1 of input x, width, has no fixed size"):
+        export.measure(tmp_path / "m.onnx", seconds=0.1)

@@ -20,7 +20,7 @@ from tiny_networks import FixedBatch, TwoInputs, plain
 from torch import Tensor, nn
 
 import export
-from export import writing
+from export import drafts
 
 
 def test_the_file_is_one_dense_portable_file(files):
@@ -131,7 +131,7 @@ def test_names_can_be_chosen(tmp_path, network, image):
 
 
 def test_large_networks_get_a_data_file_beside_the_first(tmp_path, network, image, monkeypatch):
-    monkeypatch.setattr(writing, "SINGLE_FILE_LIMIT", 1000)
+    monkeypatch.setattr(drafts, "SINGLE_FILE_LIMIT", 1000)
     file = export.to_onnx(network, image, tmp_path / "big.onnx")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
     locations = {

@@ -1,0 +1,89 @@
+"""manifest.json: every file of a run with its sha256, and what it was made with.
+
+It finds what was damaged or mixed up, by accident or by hand. It is no signature: who can write the folder can write
+another manifest as well.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from diffprune import __version__
+from diffprune.config import Config, config_from, portable
+from diffprune.errors import BadRun
+from diffprune.pruned import Origin, sha256_of
+from diffprune.runfolder import as_json, write_atomically
+
+NAME = "manifest.json"
+FORMAT = "diffprune-manifest-1"
+MADE_WITH = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What verifying a run needs to know; `files` is the sha256 of each by its name."""
+
+    config: Config
+    origin: Origin
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+
+
+def versions() -> dict[str, str]:
+    """Of this package, Python, and all packages that decide what is in the files."""
+    others = {name: str(import_module(name).__version__) for name in MADE_WITH}
+    return {"diffprune": __version__, "python": platform.python_version(), **others}
+
+
+def write_manifest(folder: Path, config: Config, origin: Origin) -> Path:
+    """List everything in `folder`. The last line seals the rest, so that no byte of the manifest changes unnoticed."""
+    files = [path for path in sorted(folder.iterdir()) if path.name != NAME]
+    body = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "seed": config.seed,
+        "config": portable(config).model_dump(exclude_none=True),
+        "origin": asdict(origin),
+        "files": {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in files},
+    }
+    return write_atomically(folder / NAME, _sealed(body))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises BadRun: no such run, or a manifest that is damaged or of another format."""
+    try:
+        text = (folder / NAME).read_bytes().decode()
+        body: dict[str, Any] = json.loads(text)
+        seal = body.pop("sha256")
+        if body["format"] != FORMAT:
+            raise ValueError(f"its format is {body['format']!r}, known is {FORMAT!r}")
+        if text != _sealed(body):
+            raise ValueError(f"it was changed after it was written, its own sha256 is not {seal!r}")
+        if strange := [name for name in body["files"] if Path(name).name != name]:
+            raise ValueError(f"{strange[0]!r} is not a file of this folder")
+        files = {name: str(entry["sha256"]) for name, entry in body["files"].items()}
+        return Manifest(config_from(body["config"]), Origin(**body["origin"]), body["versions"], files)
+    except OSError as error:
+        raise _bad(folder, f"{NAME} cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _bad(folder, f"{NAME} is damaged: {error}") from error
+
+
+def _sealed(body: Mapping[str, Any]) -> str:
+    return as_json({**body, "sha256": hashlib.sha256(as_json(body).encode()).hexdigest()})
+
+
+def _bad(folder: Path, fact: str) -> BadRun:
+    return BadRun(
+        fact,
+        at=str(folder),
+        effect="nothing was verified",
+        fix="give the folder of a finished run, as diffprune compress left it; copy it again if it is damaged",
+    )

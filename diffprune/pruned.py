@@ -1,0 +1,111 @@
+"""The ONNX files of a pruned network, and the promise that they can be written again."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import export
+import surgery
+from diffprune.config import Config
+from diffprune.errors import NotReproducible
+from diffprune.models import FILES, load_model
+
+SAVED = "pruned.safetensors"
+STATIC = "-static"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the files come from, beside the settings and the saved network.
+
+    `classes` is what the factory of the dense network is given, `metadata` what every file says of itself, among it
+    the JSON of `input_shape` (C, H, W), `mean` and `std`.
+    """
+
+    classes: int | None
+    labels: Sequence[str] | None
+    metadata: Mapping[str, str]
+
+    @property
+    def example(self) -> Tensor:
+        """Two images of noise: the bytes of a file do not depend on what is in them."""
+        shape = json.loads(self.metadata["input_shape"])
+        return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
+    @property
+    def preprocessing(self) -> export.Preprocessing:
+        return export.Preprocessing(*(json.loads(self.metadata[key]) for key in ("mean", "std")))
+
+
+def normalised(mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether the data says how pixels became what the network takes: with 0 and 1 it was given as it is."""
+    return any(mean) or set(std) != {1}
+
+
+def variants(config: Config, origin: Origin) -> dict[str, export.Preprocessing | None]:
+    """The files that the settings ask for, by stem, and what is baked into each."""
+    baked = {"pruned": None, **({"pruned-uint8": origin.preprocessing} if config.preprocessing else {})}
+    endings = ("", STATIC) if config.static_twin else ("",)
+    return {name + ending: inside for name, inside in baked.items() for ending in endings}
+
+
+def write_pruned(folder: Path, network: nn.Module, config: Config, origin: Origin) -> dict[str, export.OnnxFile]:
+    """The pruned network as the settings ask for it; each file has computed what the network computes."""
+    files: dict[str, export.OnnxFile] = {}
+    for name, inside in variants(config, origin).items():
+        path, source = folder / f"{name}.onnx", name.removesuffix(STATIC)
+        if name == source:
+            files[name] = export.to_onnx(
+                network,
+                origin.example,
+                path,
+                metadata=origin.metadata,
+                labels=origin.labels,
+                preprocessing=inside,
+            )
+        else:
+            files[name] = export.static_twin(files[source].path, path, network, origin.example, preprocessing=inside)
+    return files
+
+
+def reloaded(folder: Path, config: Config, origin: Origin) -> nn.Module:
+    """The saved network of a run. Imports and runs the user's factory, if that is what the settings name.
+
+    Named weights are loaded although they are replaced: some networks of torchvision compute something else with them.
+    """
+    named = None if config.weights is None or Path(config.weights).suffix.lower() in FILES else config.weights
+    return surgery.load(
+        folder / SAVED, lambda: load_model(config.model, weights=named, num_classes=origin.classes)
+    ).eval()
+
+
+def require_reproducible(
+    network: nn.Module, config: Config, origin: Origin, hashes: Mapping[str, str], *, known: str = ""
+) -> int:
+    """Write the files of `network` again; how many are the same. `hashes`: the sha256 of each file, by its name.
+
+    Raises:
+        NotReproducible: a file has other bytes. `known` is what may explain that.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_pruned(Path(folder), network, config, origin)
+        again = {path.name: sha256_of(path) for path in sorted(Path(folder).iterdir())}
+    if other := [name for name, digest in again.items() if hashes.get(name) != digest]:
+        raise NotReproducible(
+            f"{len(other)} of {len(again)} files come out with other bytes when they are written again",
+            at=", ".join(f"{name}: sha256 {again[name][:12]}, was {hashes.get(name, 'absent')[:12]}" for name in other),
+            effect=f"nobody can tell that these files come from {SAVED}",
+            fix=known or "give a factory and a forward that do the same in every run; look for randomness in them",
+        )
+    return len(again)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,176 @@
+"""Does a finished run still hold, here? Its files, what they compute, where they come from, how fast they are."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+import export
+from diffprune.errors import DiffpruneError, NotVerified
+from diffprune.manifest import Manifest, read_manifest, versions
+from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, sha256_of, variants
+from diffprune.shipping import measured
+from export.errors import ExportError
+from export.statistics import ratio_interval, widened
+from surgery.errors import SurgeryError
+
+ERRORS = (DiffpruneError, ExportError, SurgeryError)
+
+REPEATS = 1.05
+"""Two measurements of the same files agree when their intervals meet, each of them widened by this factor: on a shared
+machine, interleaved runs of one pair came out up to 4.3 % apart."""
+
+SAME_MACHINE = ("cpu", "isa", "cores", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked: what was found, or why it does not hold (what, where, effect, fix)."""
+
+    name: str
+    found: str = ""
+    failure: str | None = None
+
+
+def verify(run: str | Path) -> Iterator[Check]:
+    """Check after check of the folder of a run, each as soon as it is done; a failed one does not stop the others.
+
+    Imports and runs the user's factory, if that is what the run's settings name: verify only runs that you trust.
+
+    Raises:
+        BadRun: no such run, or its manifest is damaged.
+    """
+    folder = Path(run)
+    manifest = read_manifest(folder)
+    config, origin = manifest.config, manifest.origin
+    yield _check("files", partial(_unchanged, folder, manifest))
+    try:
+        network = reloaded(folder, config, origin)
+    except ERRORS as error:
+        yield _failed("network", error)
+    else:
+        yield Check("network", f"{SAVED} fits {config.model}")
+        for name, inside in variants(config, origin).items():
+            file = folder / f"{name}.onnx"
+            yield _check(f"parity, {file.name}", partial(_parity, file, network, origin, inside))
+        yield _check("written again", partial(_again, network, manifest))
+    yield _check("report", partial(_consistent, folder, manifest))
+    yield _check("speed-up", partial(_speed, folder, manifest))
+
+
+def _check(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, check())
+    except ERRORS as error:
+        return _failed(name, error)
+
+
+def _failed(name: str, error: Exception) -> Check:
+    return Check(name, failure=f"{type(error).__name__}: {error}")
+
+
+def _unchanged(folder: Path, manifest: Manifest) -> str:
+    """Every file is there with the bytes it had."""
+    there = {path.name: path for path in folder.iterdir()}
+    missing = [name for name in manifest.files if name not in there]
+    changed = [name for name, digest in manifest.files.items() if name in there and sha256_of(there[name]) != digest]
+    if missing or changed:
+        facts = {"missing": missing, "changed": changed}
+        raise NotVerified(
+            f"{len(missing) + len(changed)} of {len(manifest.files)} files are not those that were written",
+            at="; ".join(f"{how}: {', '.join(names)}" for how, names in facts.items() if names),
+            effect="what was measured and checked in the run says nothing about these files",
+            fix="copy the run again from where it was made, or run diffprune compress with its config.toml",
+        )
+    return f"{len(manifest.files)} files have the sha256 that manifest.json lists"
+
+
+def _parity(file: Path, network: nn.Module, origin: Origin, inside: export.Preprocessing | None) -> str:
+    parity = export.check_parity(file, network, origin.example, preprocessing=inside)
+    return f"at most {parity.worst:.1e} of the largest output away from the network"
+
+
+def _again(network: nn.Module, manifest: Manifest) -> str:
+    here = versions()
+    made = manifest.versions.items()
+    other = [f"{name} {version} (here {here.get(name)})" for name, version in made if here.get(name) != version]
+    known = f"they were written with {', '.join(other)}: install those versions and verify again" if other else ""
+    count = require_reproducible(network, manifest.config, manifest.origin, manifest.files, known=known)
+    return f"{count} ONNX file{'s' * (count > 1)} from {SAVED}, the same bytes"
+
+
+def _consistent(folder: Path, manifest: Manifest) -> str:
+    """The latency in report.json is that of latency.json, and both follow from the samples there."""
+    report, stored = (_json(folder / name) for name in ("report.json", "latency.json"))
+    try:
+        dense, small = (np.array(stored[which]["samples"], np.float64) for which in ("dense", "small"))
+        noise = export.Interval(*(stored["noise"][key] for key in ("value", "low", "high")))
+        ratio = widened(ratio_interval(dense, small, seed=manifest.config.seed), noise)
+        speed = {"speedup": ratio.value, "low": ratio.low, "high": ratio.high}
+        medians = {"dense_ms": float(np.median(dense)), "pruned_ms": float(np.median(small))}
+        told = {"report.json": (report["latency"]["cpu"], speed | medians), "latency.json": (stored, speed)}
+        wrong = [
+            f"{file} says {key} {claim[key]:.6g}, the samples {value:.6g}"
+            for file, (claim, numbers) in told.items()
+            for key, value in numbers.items()
+            if not np.isclose(claim[key], value, rtol=1e-6, atol=0)
+        ]
+    except (LookupError, TypeError, ValueError) as error:
+        raise _unreadable(folder, "report.json and latency.json", error) from error
+    if wrong:
+        raise NotVerified(
+            f"{len(wrong)} numbers do not follow from the samples that were measured",
+            at="; ".join(wrong),
+            effect="the run claims what was not measured",
+            fix="believe the samples in latency.json, or measure again with diffprune bench",
+        )
+    return f"its latencies follow from the {len(dense)} samples of each file in latency.json"
+
+
+def _speed(folder: Path, manifest: Manifest) -> str:
+    """The claimed speed-up and the one measured here, now, agree; on another machine both are told."""
+    stored = _json(folder / "latency.json")
+    try:
+        claim = export.Interval(*(float(stored[key]) for key in ("speedup", "low", "high")))
+        made = {key: stored["machine"][key] for key in SAME_MACHINE}
+    except (LookupError, TypeError, ValueError) as error:
+        raise _unreadable(folder, "latency.json", error) from error
+    found = measured(folder, manifest.config)
+    here = found.machine.as_dict()
+    told = f"claimed {_range(claim)}, here {_range(export.Interval(found.speedup, found.low, found.high))}"
+    warned = "".join(f"\n        warning: {text}" for text in found.warnings)
+    if any(here[key] != value for key, value in made.items()):
+        return f"{told}, on another machine: the claim was made on {made['cpu']}, {made['cores']:g} cores{warned}"
+    if claim.low > found.high * REPEATS or found.low > claim.high * REPEATS:
+        raise NotVerified(
+            f"the speed-up does not come out again: {told}{warned}",
+            at=f"latency.json; dense.onnx and pruned.onnx, batch 1, {found.machine}",
+            effect="the claim does not hold on the kind of machine that it was made on",
+            fix="verify again while nothing else runs; if it stays so, report what is measured here",
+        )
+    return f"{told}{warned}"
+
+
+def _range(ratio: export.Interval) -> str:
+    return f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path.parent, path.name, error) from error
+
+
+def _unreadable(folder: Path, names: str, error: Exception) -> NotVerified:
+    return NotVerified(
+        f"the claimed latency cannot be read from {names}: {type(error).__name__}: {error}",
+        at=str(folder),
+        effect="there is nothing that a measurement could be held against",
+        fix="copy the run again from where it was made",
+    )
