@@ -1,8 +1,6 @@
 """What a run works on, tried before any work: data, network, whether they fit, whether the budget can be met."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +13,6 @@ from diffprune.errors import BadConfig, BadData, DeviceMissing
 from diffprune.gated import attach
 from diffprune.models import load_model
 from diffprune.pruned import normalised
-from diffprune.stopwatch import stopwatch
-from diffprune.training import Event
 
 UNTRAINED = 0.1
 """Above guessing by less than this share of the way to 1, a parent looks untrained."""
@@ -101,18 +97,14 @@ def require_device(name: str) -> None:
         )
 
 
-def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: Event) -> None:
-    """Refuse before the dense parent is trained what would be refused after. Raises NothingToCut, BudgetUnreachable."""
-    graph = surgery.trace(prepared.model, prepared.example)
-    size, step = attach(prepared.model, graph).size, int(config.round_to)
+def require_possible(prepared: Prepared, budget: Budget, round_to: int) -> None:
+    """Refuse before the dense parent is trained what would be refused after; speed-ups are measured only then.
+
+    Raises NothingToCut, BudgetUnreachable.
+    """
+    size = attach(prepared.model, surgery.trace(prepared.model, prepared.example)).size
     if budget.kind != "speedup":
-        require_reachable(budget, size, step)
-        return
-    with TemporaryDirectory() as folder:
-        watch = stopwatch(
-            prepared.model, graph, prepared.example, Path(folder), step=step, threads=config.threads, tell=tell
-        )
-        watch.require_reachable(budget, step)
+        require_reachable(budget, size, round_to)
 
 
 def looks_untrained(accuracy: float, classes: int) -> str | None:
