@@ -31,7 +31,7 @@ from diffprune.score import as_logits, per_cost
 from diffprune.stopwatch import stopwatch
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
-NAMES = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg16_bn")
+NAMES = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg16_bn", "efficientnet_b0")
 ASKED = (1.5, 2.0, 3.0, 4.0)
 SAME_MACS = 2.0
 """torch-pruning is given the MACs that ours has left at this speed-up."""
