@@ -64,3 +64,17 @@ def untouched(size: SizeModel, round_to: int) -> list[str]:
         f"{len(groups)} of {len(size.graph.groups)} groups are one step of {round_to} channels wide and stay whole: "
         f"{', '.join(groups[:3])}{', ...' * (len(groups) > 3)}; a smaller round_to cuts them, at a loss of speed"
     ]
+
+
+LOST = 0.01
+"""So much less accuracy after the recovery than before it is no accident."""
+
+
+def lost(before: float, after: float) -> list[str]:
+    """A sentence if training ended below the accuracy that the fit had already reached; none if not."""
+    if after >= before - LOST:
+        return []
+    return [
+        f"training took the accuracy from {before:.1%} after the cut and fit to {after:.1%}: give more epochs, a lower "
+        "rate, or none at all"
+    ]

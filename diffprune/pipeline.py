@@ -16,7 +16,7 @@ import surgery
 from diffprune.budget import Budget, land, require_reachable
 from diffprune.bundles import Bundle
 from diffprune.compensate import compensate_
-from diffprune.detectors import concerns, untouched
+from diffprune.detectors import concerns, lost, untouched
 from diffprune.errors import BadBudget, BadData
 from diffprune.gains import gains
 from diffprune.gated import attach
@@ -159,6 +159,9 @@ def compress(
                 on_event=tell,
             )
         stages["pruned"] = accuracy(small, val)[0]
+        for text in lost(stages["after_recalibration"], stages["pruned"]):
+            warnings.append(text)
+            tell({"phase": "warning", "text": text})
     else:
         stages["pruned"] = stages["after_recalibration"]
     small.eval()

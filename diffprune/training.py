@@ -1,5 +1,6 @@
 """The training pieces that search, recovery and the dense parent share. Bring your own loop if you have one."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import cos, pi
@@ -109,17 +110,28 @@ def endless(batches: Batches) -> Iterator[Any]:
 
 
 def step_(
-    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, *, phase: str, step: int
-) -> None:
-    """One update. Raises TrainingDiverged for a loss that is not finite, before it spoils the weights."""
+    model: nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+    loss: Tensor,
+    *,
+    phase: str,
+    step: int,
+    limit: float = math.inf,
+) -> float:
+    """One update, with the gradient of all weights together no longer than `limit`; how long it was.
+
+    Raises TrainingDiverged for a loss that is not finite, before it spoils the weights.
+    """
     if not torch.isfinite(loss):
         raise _diverged(f"the loss is {loss.item()} at step {step} of the {phase} phase", model)
     optimizers = list(optimizers)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    length = float(nn.utils.clip_grad_norm_(model.parameters(), limit))
     for optimizer in optimizers:
         optimizer.step()
+    return length
 
 
 def require_finite(model: nn.Module, inputs: Tensor, *, phase: str) -> None:
@@ -156,11 +168,14 @@ def fit_(
 ) -> None:
     """Train `model` in place for the given steps of a schedule of `total` steps, imitating `parent` if there is one.
 
-    `hint` gives what is added to the loss after both have run, times `recipe.hints`; see `hints.hinting`.
+    `hint` gives what is added to the loss after both have run, times `recipe.hints`; see `hints.hinting`. With it no
+    step's gradient may be longer than the first one's: a fitted network starts near the bottom of a steep valley, and a
+    wide one that leaves it does not come back in few steps.
     """
     device = next(model.parameters()).device
     optimizer = recipe.optimizer(model.parameters())
     model.train()
+    limit = math.inf
     for step in steps:
         inputs, labels = unpack(next(batches), device)
         for group in optimizer.param_groups:
@@ -168,7 +183,8 @@ def fit_(
         loss = recipe.loss(model(inputs), labels, answers(parent, inputs))
         if hint is not None and recipe.hints:
             loss = loss + recipe.hints * hint()
-        step_(model, [optimizer], loss, phase=phase, step=step)
+        length = step_(model, [optimizer], loss, phase=phase, step=step, limit=limit)
+        limit = length if hint is not None and limit == math.inf else limit
         on_event({"phase": phase, "step": step + 1, "steps": total, "loss": loss.item()})
     if steps:
         require_finite(model, inputs, phase=phase)
