@@ -80,16 +80,16 @@ def theirs(model: nn.Module, example: Tensor, cell: Cell) -> Cell:
     peer = replace(PEERS["random"], options=options)
     small = pruned(model, peer, 1 / mine["macs_ratio"], head, example, torch.zeros(2, dtype=torch.long))
     with tempfile.TemporaryDirectory() as folder:
-        export.to_onnx(model, example, Path(folder) / "dense.onnx")
+        export.for_timing(model, example, Path(folder) / "dense.onnx")
         return compared(model, small, example, Path(folder))
 
 
 def compared(model: nn.Module, small: nn.Module, example: Tensor, folder: Path) -> Cell:
     """dense.onnx in `folder` against `small`."""
-    file = export.to_onnx(small, example, folder / "final.onnx")
-    comparison = export.compare(folder / "dense.onnx", file.path)
+    file = export.for_timing(small, example, folder / "final.onnx")
+    comparison = export.compare(folder / "dense.onnx", file)
     roofline = export.measure_roofline()
-    layers, _ = export.layers_of(file.path, export.profile(file.path))
+    layers, _ = export.layers_of(file, export.profile(file))
     return {
         "macs_ratio": macs(model, example[:1]) / macs(small, example[:1]),
         "dense_ms": comparison.dense.median, "pruned_ms": comparison.small.median,

@@ -50,8 +50,8 @@ class Stopwatch:
     def measure(self, flat: Tensor) -> Comparison:
         """Dense against the network that keeps the units in `flat`, shape (units,)."""
         small = surgery.cut(self.parent, self.graph, self.size.keep(flat))
-        file = export.to_onnx(small, self.example, self.folder / "small.onnx")
-        return export.compare(self.folder / "dense.onnx", file.path, threads=self.threads, seconds=SECONDS)
+        file = export.for_timing(small, self.example, self.folder / "small.onnx")
+        return export.compare(self.folder / "dense.onnx", file, threads=self.threads, seconds=SECONDS)
 
     def require_reachable(self, budget: Budget, round_to: int, gate_of: Tensor | None = None) -> None:
         """Raises BudgetUnreachable by measuring the smallest network, unless the prediction leaves no doubt."""
@@ -128,10 +128,10 @@ def stopwatch(
             fix="give a tensor or a tuple of tensors: ONNX files are fed by position",
         )
     tell({"phase": "export"})
-    dense = export.to_onnx(parent, example, folder / "dense.onnx")
+    dense = export.for_timing(parent, example, folder / "dense.onnx")
 
     def progress(done: int, steps: int) -> None:
         tell({"phase": "table", "step": done, "steps": steps})
 
-    size = timed_size(dense.path, graph, step=step, threads=threads, on_progress=progress)
+    size = timed_size(dense, graph, step=step, threads=threads, on_progress=progress)
     return Stopwatch(parent, graph, example, folder, size, threads)

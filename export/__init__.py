@@ -26,7 +26,7 @@ from export.roofline import Roofline, measure_roofline
 from export.statistics import Interval
 from export.tensors import Examples
 from export.twins import static_twin
-from export.writing import to_onnx
+from export.writing import for_timing, to_onnx
 
 __all__ = [
     "BadOnnx",
@@ -60,6 +60,7 @@ __all__ = [
     "compare_networks",
     "default_step",
     "fidelity",
+    "for_timing",
     "layer_table",
     "layers_of",
     "measure",

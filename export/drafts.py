@@ -70,7 +70,7 @@ def write_checked(
     # names, so that the reference to a data file is already right.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         draft = Path(folder) / target.name
-        files = _save(graph, draft)
+        files = save(graph, draft)
         check_rules(
             draft, opset=opset, ir_version=graph.ir_version, input_names=names[0], output_names=names[1], batch=batch
         )
@@ -88,7 +88,7 @@ def write_checked(
     return OnnxFile(target, sha256, parity, opset, size)
 
 
-def _save(graph: ir.Model, draft: Path) -> tuple[Path, ...]:
+def save(graph: ir.Model, draft: Path) -> tuple[Path, ...]:
     """Write the graph; the file, and the data file if the weights do not fit into the first."""
     weights = (value.const_value for part in graph.graphs() for value in part.initializers.values())
     if sum(weight.nbytes for weight in weights if weight is not None) < SINGLE_FILE_LIMIT:

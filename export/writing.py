@@ -7,7 +7,7 @@ import onnx
 from torch import Tensor, nn
 
 from export.capture import capture
-from export.drafts import OnnxFile, require_writable, write_checked
+from export.drafts import OnnxFile, require_writable, save, write_checked
 from export.errors import NotExportable
 from export.parity import BATCHES, TOLERANCE
 from export.preprocessing import Preprocessing
@@ -69,6 +69,22 @@ def to_onnx(
     graph.metadata_props.update(properties)
     graph.ir_version = ir_version
     return write_checked(graph, target, resting, examples, names=(ins, outs), tolerance=tolerance)
+
+
+def for_timing(model: nn.Module, example_inputs: Examples, path: str | Path) -> Path:
+    """Write `model` as `to_onnx` does, but compare nothing: for measuring only, which no value matters to.
+
+    Networks on the way, cut and not yet trained again, may answer with constants, and no comparison would prove
+    anything. Raises NotExportable.
+    """
+    resting, target = resting_copy(model), require_writable(path)
+    traced = tuple(repeat_to(example, max(2, example.shape[0])) for example in example_tuple(example_inputs))
+    ins = _names("input", None, len(traced), "input")
+    outs = _names("output", None, len(outputs_of(resting, traced)), "logits")
+    graph = capture(resting, traced, opset=18, input_names=ins, output_names=outs)
+    graph.ir_version = _ir_version(18)
+    save(graph, target)
+    return target
 
 
 def _ir_version(opset: int) -> int:

@@ -197,3 +197,15 @@ def test_a_network_on_the_gpu_stays_there(tmp_path, image: Tensor):
     model = plain().cuda()
     export.to_onnx(model, image.cuda(), tmp_path / "m.onnx")
     assert all(parameter.is_cuda for parameter in model.parameters())
+
+
+def test_a_file_for_timing_is_that_network_and_may_be_constant(network, image, tmp_path):
+    checked = export.to_onnx(network, image, tmp_path / "checked.onnx")
+    timing = export.for_timing(network, image, tmp_path / "timing.onnx")
+    one, other = (onnx.load(file).graph.node for file in (checked.path, timing))
+    assert [(node.op_type, node.input) for node in one] == [(node.op_type, node.input) for node in other]
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 5))
+    nn.init.zeros_(constant[1].weight)
+    with pytest.raises(export.ParityFailed, match="constant"):
+        export.to_onnx(constant, image, tmp_path / "refused.onnx")
+    assert export.measure(export.for_timing(constant, image, tmp_path / "timing.onnx"), seconds=0.1).median > 0
