@@ -36,6 +36,8 @@ RESULTS = Path(__file__).parent / "results" / "frontier.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "frontier.svg"
 OURS = {"diffprune": 1, "diffprune-4": 4}
 """Ours with widths as they come, like the peers, and with multiples of 4, which onnxruntime computes faster."""
+NOISE = 1.2
+"""An interval whose ends are further apart than this factor tells nothing about a speed-up."""
 BEST_PEERS = ("magnitude", "taylor", "growing-reg")
 
 
@@ -136,6 +138,11 @@ def grid(depths: Iterable[int], epochs: Iterable[float], factors: Iterable[int],
     return cells
 
 
+def steady(results: list[Cell]) -> list[Cell]:
+    """Those whose speed-up was measured to within NOISE: not beside too much other work."""
+    return [r for r in results if r["high"] <= NOISE * r["low"]]
+
+
 def table(results: list[Cell]) -> str:
     """One line for each setting and method: mean and sample standard deviation over the seeds."""
     rows, seen = [], dict.fromkeys((r["depth"], r["epochs"], r["factor"], r["method"]) for r in results)
@@ -144,7 +151,8 @@ def table(results: list[Cell]) -> str:
             depth, epochs, factor, method)]
         rows.append((
             f"ResNet-{depth}", f"{epochs:g}", f"{factor}x", method, spread([100 * r["accuracy"] for r in mine]),
-            f"{1 / mean(r['macs_left'] for r in mine):.2f}x", spread([r["speedup"] for r in mine]),
+            f"{1 / mean(r['macs_left'] for r in mine):.2f}x",
+            spread([r["speedup"] for r in steady(mine)]) if steady(mine) else "too noisy",
             f"{mean(r['seconds'] for r in mine) / 60:.1f}", str(len(mine)),
         ))
     head = ("network", "epochs", "asked", "method", "accuracy %", "fewer MACs", "speed-up", "minutes", "seeds")
@@ -165,6 +173,7 @@ def picture(results: list[Cell], path: Path) -> None:
             for axes, key, label in zip(row, ("macs", "latency"), ("MACs left", "latency left"), strict=True):
                 for method in methods:
                     mine = [r for r in results if (r["depth"], r["epochs"], r["method"]) == (depth, epochs, method)]
+                    mine = steady(mine) if key == "latency" else mine
                     points = [_point(mine, factor, key) for factor in sorted({r["factor"] for r in mine})]
                     if points:
                         x, y, error = zip(*points, strict=True)
