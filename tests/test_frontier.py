@@ -65,7 +65,8 @@ def test_sparse_training_shrinks_what_the_pruner_regularises(
 
 
 def cells() -> list[frontier.Cell]:
-    common = {"depth": 20, "epochs": 0.0, "factor": 2, "macs_left": 0.5, "speedup": 1.5, "seconds": 60.0}
+    common = {"depth": 20, "epochs": 0.0, "factor": 2, "macs_left": 0.5, "speedup": 1.5, "low": 1.4, "high": 1.6,
+              "seconds": 60.0}
     return [
         {**common, "method": method, "seed": seed, "accuracy": accuracy + seed / 100}
         for method, accuracy in (("diffprune", 0.84), ("magnitude", 0.50)) for seed in (0, 1)
@@ -75,6 +76,8 @@ def cells() -> list[frontier.Cell]:
 def test_the_table_and_the_picture_show_every_cell(tmp_path: Path) -> None:
     lines = frontier.table(cells()).splitlines()
     assert lines[2] == "| ResNet-20 | 0 | 2x | diffprune | 84.50 ± 0.71 | 2.00x | 1.50 ± 0.00 | 1.0 | 2 |"
+    noisy = [{**cell, "low": 1.0, "high": 2.0} for cell in cells()]
+    assert "| 2.00x | too noisy |" in frontier.table(noisy)
     pytest.importorskip("matplotlib", reason="the bench extra brings the pictures")
     frontier.picture(cells(), tmp_path / "one.svg")
     frontier.picture(cells(), tmp_path / "two.svg")
