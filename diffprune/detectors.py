@@ -1,5 +1,7 @@
 """What goes wrong in searches under a budget, told instead of passed over."""
 
+from math import sqrt
+
 from torch import Tensor
 
 from diffprune.budget import TOLERANCE, Budget, Landing, steps
@@ -67,12 +69,16 @@ def untouched(size: SizeModel, round_to: int) -> list[str]:
 
 
 LOST = 0.01
-"""So much less accuracy after the recovery than before it is no accident."""
+"""So much less accuracy after the recovery than before it is no accident, if there are examples enough to tell."""
 
 
-def lost(before: float, after: float) -> list[str]:
-    """A sentence if training ended below the accuracy that the fit had already reached; none if not."""
-    if after >= before - LOST:
+def lost(before: float, after: float, examples: int) -> list[str]:
+    """A sentence if training ended below the accuracy that the fit had already reached; none if not.
+
+    Beyond LOST and two standard errors of the difference between two shares of `examples`.
+    """
+    error = 2 * sqrt(2 * before * (1 - before) / examples)
+    if after >= before - max(LOST, error):
         return []
     return [
         f"training took the accuracy from {before:.1%} after the cut and fit to {after:.1%}: give more epochs, a lower "

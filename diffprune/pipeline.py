@@ -159,7 +159,7 @@ def compress(
                 on_event=tell,
             )
         stages["pruned"] = accuracy(small, val)[0]
-        for text in lost(stages["after_recalibration"], stages["pruned"]):
+        for text in lost(stages["after_recalibration"], stages["pruned"], examples):
             warnings.append(text)
             tell({"phase": "warning", "text": text})
     else:

@@ -8,7 +8,7 @@ from torchvision.models import resnet18
 import surgery
 from diffprune import Budget, GatedModel, MeanCentred, attach, compress
 from diffprune.budget import Landing, land
-from diffprune.detectors import concerns
+from diffprune.detectors import concerns, lost
 from diffprune.search import follow_
 
 BUDGET = Budget(macs=0.5)
@@ -74,3 +74,11 @@ def test_compress_tells_and_reports() -> None:
     result = compress(model, batches, batches, budget=Budget(macs=0.04), epochs=0, on_event=events.append)
     assert "collapsed" in result.report["warnings"][0]
     assert {"phase": "warning", "text": result.report["warnings"][0]} in events
+
+
+def test_a_recovery_that_loses_accuracy_says_so_where_examples_can_tell() -> None:
+    (text,) = lost(0.96, 0.81, 450)
+    assert text.startswith("training took the accuracy from 96.0% after the cut and fit to 81.0%")
+    assert lost(0.96, 0.95, 450) == []
+    assert lost(0.96, 0.945, 10_000) != []
+    assert lost(0.5, 0.42, 100) == []

@@ -191,3 +191,30 @@ def test_weights_that_overflow_in_eval_mode_have_diverged() -> None:
     model.get_buffer("1.running_var").fill_(nan)
     with pytest.raises(TrainingDiverged, match="not finite after the recover phase"):
         fit(model, endless(batches), steps=range(39, 40))
+
+
+def test_with_hints_no_gradient_is_longer_than_the_first() -> None:
+    class Steeper(nn.Linear):
+        """Ten times steeper at every call."""
+
+        calls = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(inputs) * 10**self.calls
+
+    def lengths(hint: Any) -> list[float]:
+        torch.manual_seed(0)
+        model, moved = Steeper(3, 2, bias=False), []
+        batches = iter([(torch.ones(4, 3), torch.tensor([0, 1, 0, 0]))] * 3)
+        recipe = Recipe(lr=1e-6, weight_decay=0.0, distill=0.0)
+        fit_(
+            model, batches, recipe, steps=range(3), total=1000, hint=hint, phase="recover",
+            on_event=lambda event: moved.append(model.weight.grad.norm().item()),
+        )  # fmt: skip
+        return moved
+
+    free, held = lengths(None), lengths(lambda: torch.zeros(()))
+    assert free[0] == held[0]
+    assert min(free[1:]) > 5 * free[0]
+    assert max(held[1:]) <= 1.001 * held[0]
