@@ -49,7 +49,7 @@ def demo(
 ) -> None:
     """Try it on handwritten digits.
 
-    Trains a small ResNet-18, searches, cuts, recovers, exports and measures it, in less than two minutes.
+    Trains a small ResNet-18, searches, cuts, recovers, exports and measures it, in a few minutes.
     """
     from diffprune.demo import demo_config
     from diffprune.runfolder import next_free
