@@ -102,11 +102,11 @@ def compress(
     wins over the same setting in the TOML file.
     """
     options = {key: value for key, value in locals().items() if value is not None and key != "config"}
-    from diffprune.config import config_from, load_values
+    from diffprune.config import BUDGETS, config_from, load_values
 
     values = load_values(config) if config else {}
-    if {"macs", "params", "speedup"} & options.keys():
-        values = {key: value for key, value in values.items() if key not in ("macs", "params", "speedup")}
+    if options.keys() & BUDGETS:
+        values = {key: value for key, value in values.items() if key not in BUDGETS}
     sources = [str(config)] * bool(config) + ["the command line"] * bool(options or not config)
     _run(config_from({**values, **options}, source=" and ".join(sources)))
 

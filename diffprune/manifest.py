@@ -17,8 +17,9 @@ from typing import Any
 from diffprune import __version__
 from diffprune.config import Config, config_from, portable
 from diffprune.errors import BadRun
-from diffprune.pruned import Origin, sha256_of
+from diffprune.pruned import Origin
 from diffprune.runfolder import as_json, write_atomically
+from export.drafts import sha256_of
 
 NAME = "manifest.json"
 FORMAT = "diffprune-manifest-1"

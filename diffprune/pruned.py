@@ -1,6 +1,5 @@
 """The ONNX files of a pruned network, and the promise that they can be written again."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import surgery
 from diffprune.config import Config
 from diffprune.errors import NotReproducible
 from diffprune.models import FILES, load_model
+from export.drafts import sha256_of
 
 SAVED = "pruned.safetensors"
 STATIC = "-static"
@@ -104,8 +104,3 @@ def require_reproducible(
             fix=known or "give a factory and a forward that do the same in every run; look for randomness in them",
         )
     return len(again)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

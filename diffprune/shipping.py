@@ -13,7 +13,8 @@ from diffprune.config import Config, portable
 from diffprune.errors import NotReproducible
 from diffprune.pipeline import Result
 from diffprune.preparation import Prepared
-from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, sha256_of, write_pruned
+from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, write_pruned
+from export.drafts import sha256_of
 
 MEASURE_SECONDS = 8.0
 """Of interleaved rounds; enough for a 95 % interval of about 1 % on a network of some milliseconds."""

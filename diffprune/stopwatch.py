@@ -20,7 +20,7 @@ EXCESS = 0.05
 """A measured speed-up may lie this far above the one asked: widths come in steps."""
 
 AIM = 0.015
-"""So far above the speed-up asked lies what is aimed at, as measurements repeat within about a percent."""
+"""So far above the speed-up asked lies what is aimed at, so that a little noise does not end below it."""
 
 NOISE = 0.05
 """Half the width of an interval, as a share of the speed-up, above which the machine is too noisy to meet a budget."""

@@ -13,8 +13,9 @@ from torch import nn
 import export
 from diffprune.errors import DiffpruneError, NotVerified
 from diffprune.manifest import Manifest, read_manifest, versions
-from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, sha256_of, variants
+from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, variants
 from diffprune.shipping import measured
+from export.drafts import sha256_of
 from export.errors import ExportError
 from export.statistics import ratio_interval, widened
 from surgery.errors import SurgeryError

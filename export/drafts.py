@@ -3,7 +3,8 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,8 @@ def write_checked(
         NotExportable, ParityFailed: see `to_onnx`.
     """
     opset = graph.graph.opset_imports[""]
-    # A folder of its own inside the target's: the same file system, so that the final move is atomic, and the final
-    # names, so that the reference to a data file is already right.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
-        draft = Path(folder) / target.name
+    with hidden(target) as folder:
+        draft = folder / target.name  # the final name, so that the reference to a data file is already right
         files = save(graph, draft)
         check_rules(
             draft, opset=opset, ir_version=graph.ir_version, input_names=names[0], output_names=names[1], batch=batch
@@ -81,11 +80,18 @@ def write_checked(
                 "onnxruntime does not run what the exporter wrote", at=type(resting).__name__,
                 effect="nothing was written", fix="see the chained error; float32 is what onnxruntime covers best",
             ) from error
-        sha256 = sha256_of(files)
+        sha256 = sha256_of(*files)
         size = sum(file.stat().st_size for file in files)
         for file in reversed(files):  # the data first: the file that refers to it must never be without it
             os.replace(file, target.with_name(file.name))
     return OnnxFile(target, sha256, parity, opset, size)
+
+
+@contextmanager
+def hidden(place: Path) -> Iterator[Path]:
+    """A folder for drafts beside the file to be: on the same file system, so that the final move is atomic."""
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as folder:
+        yield Path(folder)
 
 
 def save(graph: ir.Model, draft: Path) -> tuple[Path, ...]:
@@ -99,7 +105,8 @@ def save(graph: ir.Model, draft: Path) -> tuple[Path, ...]:
     return (draft, data)
 
 
-def sha256_of(files: Sequence[Path]) -> str:
+def sha256_of(*files: Path) -> str:
+    """Of their bytes, one file after the other."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -2,9 +2,7 @@
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import onnxruntime
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, TopologicalSortPass
 
 from export.calibration import Source, refused
-from export.drafts import sha256_of
+from export.drafts import hidden, sha256_of
 from export.errors import ParityFailed
 from export.outputs import Array, Fidelity, answers, fidelity
 from export.rules import check_portable
@@ -66,7 +64,7 @@ def finished(
                 at=f"{place.name}: top-1 agreement {found.top1_agreement:.0%}, SQNR {found.sqnr_db:.1f} dB",
                 effect="nothing was written; an older file is untouched", fix="keep float32, or try another precision",
             )
-        made = Quantized(place, sha256_of([draft]), draft.stat().st_size, recipe, found)
+        made = Quantized(place, sha256_of(draft), draft.stat().st_size, recipe, found)
         os.replace(draft, place)
     return made
 
@@ -79,7 +77,7 @@ def _cleaned(small: onnx.ModelProto, source: Source, recipe: Mapping[str, Any]) 
     properties = {entry.key: entry.value for entry in source.model.metadata_props}
     if "parity" in properties:  # what was promised of the float32 file
         properties["float32_parity"] = properties.pop("parity")
-    properties |= {"quantization": json.dumps(recipe), "float32_sha256": sha256_of([source.path])}
+    properties |= {"quantization": json.dumps(recipe), "float32_sha256": sha256_of(source.path)}
     graph.metadata_props.clear()
     graph.metadata_props.update(sorted(properties.items()))
     graph.ir_version, graph.doc_string = source.model.ir_version, None
@@ -93,10 +91,3 @@ def _check_interface(written: onnx.ModelProto, source: Source) -> None:
                          for model in (written, source.model))
         if found != wanted:
             raise refused(f"the {kind}s came out as {found}, not {wanted}", source.path, "please report this network")
-
-
-@contextmanager
-def hidden(place: Path) -> Iterator[Path]:
-    """A folder for drafts beside the file to be: on the same file system, so that the final move is atomic."""
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as folder:
-        yield Path(folder)

@@ -22,7 +22,7 @@ Widths = tuple[int, int]
 """Channels in and out of a layer."""
 
 RUNS = 12
-"""The fastest of so many runs stays within 2 % from one build of a table to the next, 30 change nothing."""
+"""Of which the fastest counts: other work on the machine only adds. How well it repeats was not measured by itself."""
 
 
 @dataclass(frozen=True)

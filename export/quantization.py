@@ -10,8 +10,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from export.calibration import Reader, fitting, largest, read_source, refused, silent
-from export.drafts import require_writable
-from export.finishing import Quantized, finished, hidden
+from export.drafts import hidden, require_writable
+from export.finishing import Quantized, finished
 from export.outputs import Array
 from export.recipes import RECIPES, WEIGHTED, resolved
 
