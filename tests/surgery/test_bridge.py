@@ -11,13 +11,13 @@ import torch_pruning as tp
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
-from zoo import ZOO, randomised
+from zoo import ZOO, randomised, short_densenet
 
 import surgery
 from surgery import ChannelGraph, ChannelGroup
 from surgery.bridge import importance, torch_pruning_groups
 
-NETWORKS = ("resnet18", "mobilenet_v2", "densenet121")
+NETWORKS = ("resnet18", "mobilenet_v2", "densenet")
 CRITERIA: dict[str, Callable[[], Any]] = {
     "magnitude": tp.importance.MagnitudeImportance,
     "l1 of the first": lambda: tp.importance.MagnitudeImportance(p=1, group_reduction="first", normalizer=None),
@@ -39,7 +39,8 @@ WIDE = (
 def traced(name: str) -> tuple[nn.Module, ChannelGraph, tuple[Any, ...]]:
     """A network with gradients, its channel graph and the groups that torch-pruning finds."""
     torch.manual_seed(0)
-    model, x = torchvision.models.get_model(name, weights=None), torch.randn(2, 3, 64, 64)
+    model = short_densenet() if name == "densenet" else torchvision.models.get_model(name, weights=None)
+    x = torch.randn(2, 3, 64, 64)
     randomised(model)
     model(x).square().mean().backward()
     graph = surgery.trace(model, x)

@@ -13,11 +13,9 @@ import surgery
 
 SMALL = {"min_size": 96, "max_size": 128}
 DETECTORS: dict[str, dict[str, Any]] = {
-    "fasterrcnn_resnet50_fpn": SMALL, "retinanet_resnet50_fpn": SMALL, "fcos_resnet50_fpn": SMALL,
-    "ssdlite320_mobilenet_v3_large": {},
+    "fasterrcnn_resnet50_fpn": SMALL, "retinanet_resnet50_fpn": SMALL, "ssdlite320_mobilenet_v3_large": {},
 }
-FREE = {"fasterrcnn_resnet50_fpn": 40, "retinanet_resnet50_fpn": 46, "fcos_resnet50_fpn": 46,
-        "ssdlite320_mobilenet_v3_large": 31}
+FREE = {"fasterrcnn_resnet50_fpn": 40, "retinanet_resnet50_fpn": 46, "ssdlite320_mobilenet_v3_large": 31}
 """How many groups each has at least."""
 
 

@@ -57,7 +57,7 @@ def test_a_random_cut_of_a_real_network_is_exact(name: str) -> None:
 PEAKS = """
 import torch, torchvision, surgery
 peak = lambda: next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-model, x = torchvision.models.vgg16(weights=None, init_weights=False).eval(), torch.randn(1, 3, 224, 224)
+model, x = torchvision.models.vgg11(weights=None, init_weights=False).eval(), torch.randn(1, 3, 224, 224)
 with torch.no_grad():
     model(x)
 print(peak())
