@@ -16,6 +16,7 @@ _HOME = {
     "attach": "diffprune.gated",
     "branches": "diffprune.bundles",
     "compress": "diffprune.pipeline",
+    "criterion_scores": "diffprune.criteria",
 }
 __all__ = [*_HOME]
 

@@ -13,25 +13,20 @@ from torch import Tensor, nn
 
 import export
 import surgery
-from diffprune.budget import Budget, land, require_reachable
+from diffprune.budget import Budget, require_reachable
 from diffprune.bundles import Bundle
+from diffprune.choosing import Scores, choose, score_
 from diffprune.compensate import compensate_
-from diffprune.detectors import concerns, lost, untouched
+from diffprune.detectors import lost
 from diffprune.errors import BadBudget, BadData
 from diffprune.gains import gains
 from diffprune.gated import attach
 from diffprune.gates import Gate
 from diffprune.hints import hinted, hinting
 from diffprune.recover import accuracy, recalibrate_
-from diffprune.score import per_cost
-from diffprune.search import search_
 from diffprune.stopwatch import stopwatch
 from diffprune.training import Batches, Event, Recipe, endless, fit_, unpack
 from surgery import ExampleInputs
-
-SEARCH_SHARE = 0.05
-"""Share of all training steps that is spent on the search; the rest recovers. See docs/method.md."""
-
 
 CALIBRATION = 1000
 """Images that the cut layers are fitted to; twice as many gain 0.2 points (docs/method.md)."""
@@ -63,6 +58,7 @@ def compress(
     recipe: Recipe | None = None,
     gate: str | Gate = "diffprune",
     bundles: Iterable[Bundle] | Callable[[surgery.ChannelGraph], Iterable[Bundle]] = (),
+    scores: Scores = gains,
     round_to: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -73,13 +69,14 @@ def compress(
 
     `train` yields (inputs, labels) or inputs alone (then the parent's answers are the only target), `val` yields
     (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; with 0 units are
-    chosen by their gain per cost and the rest is fitted, without any training. Widths stay multiples of `round_to`
+    chosen by their score per cost and the rest is fitted, without any training. Widths stay multiples of `round_to`
     where they were: 1 by default, so that shares of MACs and parameters are met closely, and under a budget of speed-up
     the step that is probed here (`export.default_step()` is right for onnxruntime on this CPU). Such a budget is met
     as measured by onnxruntime on this CPU with `threads` threads and one image at a time: the report has the interval.
-    Units in one of the `bundles` stay or go together; `bundles=branches` drops whole residual branches. The network
-    must return logits, shape (N, classes). Frozen parameters stay as they are; if all are frozen, every step goes to
-    the gates.
+    Units in one of the `bundles` stay or go together; `bundles=branches` drops whole residual branches. `scores` tells
+    what each unit is worth before the search: `gains` by default, `criterion_scores` for one of torch-pruning's, or a
+    function of yours from (network, graph, images) to a tensor of shape (units,). The network must return logits, shape
+    (N, classes). Frozen parameters stay as they are; if all are frozen, every step goes to the gates.
     Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
     tracing raises.
     """
@@ -110,60 +107,35 @@ def compress(
             gated.size = watch.size
             watch.require_reachable(budget, step, gated.gate_of)
         require_reachable(budget, gated.size, step, gated.gate_of)
-        scores = per_cost(gains(parent, graph, images[:SCORED]), budget, gated.size)
-        if not scores.isfinite().all():
-            raise _bad_data(
-                "the network computes values that are not finite from the first training batches",
-                "look for values that are not finite in the data or the weights",
-            )
-        gated.start_from_(scores)
-        start = landing = land(budget, gated.size, gated.scores(), round_to=step, gate_of=gated.gate_of)
+        score_(gated, parent, images[:SCORED], scores, budget)
         dense_accuracy, examples = accuracy(parent, val)
         tell({"phase": "dense", "accuracy": dense_accuracy})
-
-        frozen = [p.numel() for p in parent.parameters() if not p.requires_grad]
-        share = SEARCH_SHARE if len(frozen) < len(list(parent.parameters())) else 1.0
-        searching = min(max(round(share * total), 1), total)
-        search_(gated, batches, budget, recipe, steps=searching, total=total, parent=parent, on_event=tell)
-        if searching:
-            landing = land(budget, gated.size, gated.scores(), round_to=step, gate_of=gated.gate_of)
-        warnings = concerns(gated, budget, landing, start.flat, searching) + untouched(gated.size, step)
-        met = {"reached": landing.reached, "note": landing.note}
-        if watch:
-            landing, measured = watch.land(budget, gated.scores(), step, gated.gate_of, tell)
-            warnings += watch.doubts(measured)
-            met = {"reached": measured.speedup, "low": measured.low, "high": measured.high, "note": None}
+        choice = choose(gated, parent, batches, budget, recipe, round_to=step, total=total, watch=watch, tell=tell)
+    warnings = choice.warnings
     for text in warnings:
         tell({"phase": "warning", "text": text})
-    keep = gated.size.keep(landing.flat)
-    plain = gated.folded(landing.flat) if searching else parent
-    masked, small = surgery.mask(plain, graph, keep), surgery.cut(plain, graph, keep)
+
+    keep = choice.keep
+    masked, small = surgery.mask(choice.network, graph, keep), surgery.cut(choice.network, graph, keep)
     error = surgery.check_equal(masked, small, example)
     stages = {"dense": dense_accuracy, "after_cut": accuracy(small, val)[0]}
-    tell({"phase": "cut", "accuracy": stages["after_cut"], "reached": landing.reached, "masked_vs_cut": error})
+    reached = float(budget.cost(gated.size, gated.size.flat(keep).double()))
+    tell({"phase": "cut", "accuracy": stages["after_cut"], "reached": reached, "masked_vs_cut": error})
     compensate_(small, parent, graph, keep, images)
     recalibrate_(small, train)
-    stages["after_recalibration"] = accuracy(small, val)[0]
+    stages["after_recalibration"] = stages["pruned"] = accuracy(small, val)[0]
     tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
     if total:
+        steps = range(choice.search_steps, total)
         with hinting(small, parent, hinted(graph), graph.checked(keep)[1]) as hint:
             fit_(
-                small,
-                batches,
-                recipe,
-                steps=range(searching, total),
-                total=total,
-                parent=parent,
-                hint=hint,
-                phase="recover",
+                small, batches, recipe, steps=steps, total=total, parent=parent, hint=hint, phase="recover",
                 on_event=tell,
-            )
+            )  # fmt: skip
         stages["pruned"] = accuracy(small, val)[0]
         for text in lost(stages["after_recalibration"], stages["pruned"], examples):
             warnings.append(text)
             tell({"phase": "warning", "text": text})
-    else:
-        stages["pruned"] = stages["after_recalibration"]
     small.eval()
     tell({"phase": "done", "accuracy": stages["pruned"]})
 
@@ -173,14 +145,14 @@ def compress(
         "macs": {"dense": dense.macs, "pruned": cut.macs},
         "params": {"dense": dense.params, "pruned": cut.params},
         "equivalence": {"masked_vs_cut": error},
-        "budget": {"kind": budget.kind, "asked": budget.asked, **met, "round_to": step},
+        "budget": choice.budget,
         "warnings": warnings,
         "groups": _groups(gated.size, keep),
         "pinned": [{"where": p.where, "channels": len(p.channels), "reason": p.reason} for p in graph.pinned],
         "training": {
             "steps": total,
-            "search_steps": searching,
-            "frozen_params": sum(frozen),
+            "search_steps": choice.search_steps,
+            "frozen_params": sum(p.numel() for p in parent.parameters() if not p.requires_grad),
             "seed": seed,
             "device": str(device),
             "gate": gate if isinstance(gate, str) else type(gate).__name__,

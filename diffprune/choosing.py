@@ -1,0 +1,91 @@
+"""What to keep of a network: units are scored, gates searched, and the budget is landed on."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+import surgery
+from diffprune.budget import Budget, Landing, land
+from diffprune.detectors import concerns, untouched
+from diffprune.errors import BadData
+from diffprune.gated import GatedModel
+from diffprune.score import per_cost
+from diffprune.search import search_
+from diffprune.stopwatch import Stopwatch
+from diffprune.training import Event, Recipe
+
+SEARCH_SHARE = 0.05
+"""Share of all training steps that is spent on the search; the rest recovers. See docs/method.md."""
+
+Scores = Callable[[nn.Module, surgery.ChannelGraph, Tensor], Tensor]
+"""From a network, its graph and images to what each unit is worth: shape (units,), at least 0, in graph order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """`network` is dense, with the weights after the search; `budget` tells how the budget was met."""
+
+    network: nn.Module
+    keep: dict[str, Tensor]
+    budget: dict[str, Any]
+    search_steps: int
+    warnings: list[str]
+
+
+def score_(gated: GatedModel, parent: nn.Module, images: Tensor, scores: Scores, budget: Budget) -> None:
+    """Start the logits of `gated` from what each unit is worth, per cost. Raises BadData."""
+    worth = scores(parent, gated.graph, images).detach().double().cpu()
+    if worth.shape != (gated.size.units,) or (worth < 0).any():
+        raise _bad_scores(
+            f"{gated.size.units} units got scores of shape {tuple(worth.shape)}, the least {worth.min():g}",
+            "give one score of at least 0 for each unit, in the order of graph.groups",
+        )
+    if not worth.isfinite().all():
+        raise _bad_scores(
+            "the network computes values that are not finite from the first training batches",
+            "look for values that are not finite in the data or the weights",
+        )
+    gated.start_from_(per_cost(worth, budget, gated.size))
+
+
+def _bad_scores(fact: str, fix: str) -> BadData:
+    return BadData(fact, at="the scores of units", effect="nothing was started", fix=fix)
+
+
+def choose(
+    gated: GatedModel,
+    parent: nn.Module,
+    batches: Iterator[Any],
+    budget: Budget,
+    recipe: Recipe,
+    *,
+    round_to: int,
+    total: int,
+    watch: Stopwatch | None,
+    tell: Event,
+) -> Choice:
+    """Search for a SEARCH_SHARE of `total` steps, all of them if the network is frozen, and land on the budget.
+
+    Without steps the scores decide alone. A `watch` measures what is chosen until the speed-up asked is met.
+    """
+
+    def landed() -> Landing:
+        return land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
+
+    frozen = not any(p.requires_grad for p in parent.parameters())
+    steps = min(max(round((1.0 if frozen else SEARCH_SHARE) * total), 1), total)
+    start = landing = landed()
+    search_(gated, batches, budget, recipe, steps=steps, total=total, parent=parent, on_event=tell)
+    if steps:
+        landing = landed()
+    warnings = concerns(gated, budget, landing, start.flat, steps) + untouched(gated.size, round_to)
+    met = {"reached": landing.reached, "note": landing.note}
+    if watch:
+        landing, measured = watch.land(budget, gated.scores(), round_to, gated.gate_of, tell)
+        warnings += watch.doubts(measured)
+        met = {"reached": measured.speedup, "low": measured.low, "high": measured.high, "note": None}
+    met = {"kind": budget.kind, "asked": budget.asked, **met, "round_to": round_to}
+    network = gated.folded(landing.flat) if steps else parent
+    return Choice(network, gated.size.keep(landing.flat), met, steps, warnings)
