@@ -89,7 +89,7 @@ def compared(model: nn.Module, small: nn.Module, example: Tensor, folder: Path) 
     file = export.for_timing(small, example, folder / "final.onnx")
     comparison = export.compare(folder / "dense.onnx", file)
     roofline = export.measure_roofline()
-    layers, _ = export.layers_of(file, export.profile(file))
+    layers, _ = export.layers_of(file)
     return {
         "macs_ratio": macs(model, example[:1]) / macs(small, example[:1]),
         "dense_ms": comparison.dense.median, "pruned_ms": comparison.small.median,

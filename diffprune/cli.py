@@ -119,19 +119,22 @@ def inspect(
     classes: ClassesOption = None,
     macs: Annotated[float | None, typer.Option(help="can this share of the MACs be reached?")] = None,
     params: Annotated[float | None, typer.Option(help="can this share of the parameters be reached?")] = None,
+    speedup: Annotated[float | None, typer.Option(help="can it be so many times faster here? measures it")] = None,
     round_to: Annotated[
         str, typer.Option(help="widths stay multiples of this; auto looks at the instruction set")
     ] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads to measure with")] = 1,
 ) -> None:
     """Show what can be cut, before any training.
 
-    Every group with its units and its share of MACs and parameters, everything pinned with the reason, and how far a
-    budget can go.
+    Every group with its units and its share of MACs and parameters (and of the time, if a speed-up is asked),
+    everything pinned with the reason, and how far a budget can go.
     """
     shape, multiple = _shape(input_, model), _multiple(round_to)
     from diffprune.inspection import inspection
 
-    _print(*inspection(model, weights, shape, classes=classes, macs=macs, params=params, round_to=multiple))
+    budgets = {"macs": macs, "params": params, "speedup": speedup}
+    _print(*inspection(model, weights, shape, classes=classes, **budgets, round_to=multiple, threads=threads))
 
 
 @app.command()

@@ -74,9 +74,7 @@ def explain_lines(folder: Path, *, threads: int = 1) -> Iterator[Any]:
                 effect="nothing was explained",
                 fix="give the folder of a finished run of `diffprune compress`",
             )
-    (dense, dense_rest), (pruned, pruned_rest) = (
-        export.layers_of(file, export.profile(file, threads=threads)) for file in files
-    )
+    (dense, dense_rest), (pruned, pruned_rest) = (export.layers_of(file, threads=threads) for file in files)
     roofline, step = export.measure_roofline(threads=threads), export.default_step()
     drawn = table("layer", "channels", "pruned to", "ms", "pruned", "faster", "MACs", "roofline", "", right=range(3, 8))
     for row in explained(dense, pruned, roofline, step):

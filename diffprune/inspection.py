@@ -1,6 +1,8 @@
 """What can be cut from a network, before any training."""
 
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,7 +14,10 @@ from diffprune.errors import BadData
 from diffprune.models import load_model
 from diffprune.preparation import answer, first_line
 from diffprune.report import count
+from diffprune.stopwatch import stopwatch
 from diffprune.tables import add_row, table
+from diffprune.timed import TimedSize
+from export import Comparison
 
 
 def inspection(
@@ -23,13 +28,20 @@ def inspection(
     classes: int | None = None,
     macs: float | None = None,
     params: float | None = None,
+    speedup: float | None = None,
     round_to: int = 1,
+    threads: int = 1,
 ) -> list[Any]:
-    """Lines and tables for a terminal: groups with their shares, what is pinned and why, how far budgets reach."""
+    """Lines and tables for a terminal: groups with their shares, what is pinned and why, how far budgets reach.
+
+    Only if a `speedup` is asked is anything measured: what each group takes of the time, and the fastest network.
+    """
     asked = (macs, params)
     budgets = (Budget(macs=1.0 if macs is None else macs), Budget(params=1.0 if params is None else params))
+    faster = None if speedup is None else Budget(speedup=speedup)
     model = load_model(spec, weights=weights, num_classes=classes)
-    graph = surgery.trace(model, _example(model, spec, shape))
+    example = _example(model, spec, shape)
+    graph = surgery.trace(model, example)
     size = surgery.SizeModel(graph)
     head = f"{spec}: {count(size.dense.params)} parameters, {count(size.dense.macs)} MACs per image of {shape}"
     lines: list[Any] = [head, ""]
@@ -39,7 +51,14 @@ def inspection(
         lines += [_pinned(graph), ""]
     if not graph.groups:
         return [*lines, "nothing can be cut: every channel is pinned, and no budget below 1 can be reached"]
-    return [*lines, *(_reach(budget, share, size, round_to) for budget, share in zip(budgets, asked, strict=True))]
+    lines += [_reach(budget, share, size, round_to) for budget, share in zip(budgets, asked, strict=True)]
+    if faster:
+        with TemporaryDirectory() as folder:
+            place, silent = Path(folder), (lambda event: None)
+            watch = stopwatch(model, graph, example, place, step=round_to, threads=threads, tell=silent)
+            lines[2] = _groups(watch.size)
+            lines.append(_fastest(faster, watch.fastest(round_to), round_to))
+    return lines
 
 
 def _example(model: torch.nn.Module, spec: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -57,13 +76,15 @@ def _example(model: torch.nn.Module, spec: str, shape: tuple[int, ...]) -> torch
 
 
 def _groups(size: surgery.SizeModel) -> Table:
-    """Per group what share of MACs and parameters would go with it alone."""
-    drawn = table("group", "kind", "units", "MACs", "parameters", right=range(2, 5))
-    dense = size.dense
+    """Per group what share of MACs and parameters, and of the time where it is known, would go with it alone."""
+    costs = {"MACs": Budget(macs=1.0), "parameters": Budget(params=1.0)}
+    if isinstance(size, TimedSize):
+        costs["time"] = Budget(speedup=2.0)
+    drawn = table("group", "kind", "units", *costs, right=range(2, 3 + len(costs)))
     for group in size.graph.groups:
         rest = size.without(group)
-        gone = 1 - float(size.macs(rest)) / dense.macs, 1 - float(size.params(rest)) / dense.params
-        add_row(drawn, group.name, group.kind, count(group.units), *(f"{100 * share:.1f} %" for share in gone))
+        gone = (f"{100 * (1 - float(budget.cost(size, rest))):.1f} %" for budget in costs.values())
+        add_row(drawn, group.name, group.kind, count(group.units), *gone)
     return drawn
 
 
@@ -81,6 +102,15 @@ def _reach(budget: Budget, asked: float | None, size: surgery.SizeModel, round_t
     if round_to > 1:
         text += f", and {_up(least_share(budget, size))} with any widths"
     return text if asked is None else f"{text}; {asked:g} is {'within' if least <= asked else 'out of'} reach"
+
+
+def _fastest(asked: Budget, found: Comparison, round_to: int) -> str:
+    """How far a budget of speed-up can go here."""
+    interval = f"interval {found.low:.2f} to {found.high:.2f}"
+    text = (
+        f"speed-up: {found.speedup:.2f}x was measured here, {interval}, with one step of {round_to} left of each group"
+    )
+    return f"{text}; {asked.asked:g} is {'within' if found.speedup >= asked.asked else 'out of'} reach"
 
 
 def _up(share: float) -> str:

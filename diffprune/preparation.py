@@ -1,6 +1,8 @@
 """What a run works on, tried before any work: data, network, whether they fit, whether the budget can be met."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from diffprune.errors import BadConfig, BadData, DeviceMissing
 from diffprune.gated import attach
 from diffprune.models import load_model
 from diffprune.pruned import normalised
+from diffprune.stopwatch import stopwatch
+from diffprune.training import Event
 
 UNTRAINED = 0.1
 """Above guessing by less than this share of the way to 1, a parent looks untrained."""
@@ -97,14 +101,19 @@ def require_device(name: str) -> None:
         )
 
 
-def require_possible(prepared: Prepared, budget: Budget, round_to: int) -> None:
-    """Refuse before the dense parent is trained what would be refused after; speed-ups are measured only then.
+def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: Event) -> None:
+    """Refuse before the dense parent is trained what would be refused after: its weights change no latency.
 
     Raises NothingToCut, BudgetUnreachable.
     """
-    size = attach(prepared.model, surgery.trace(prepared.model, prepared.example)).size
+    graph, step = surgery.trace(prepared.model, prepared.example), int(config.round_to)
+    size = attach(prepared.model, graph).size
     if budget.kind != "speedup":
-        require_reachable(budget, size, round_to)
+        return require_reachable(budget, size, step)
+    with TemporaryDirectory() as folder:
+        place, model, example = Path(folder), prepared.model, prepared.example
+        watch = stopwatch(model, graph, example, place, step=step, threads=config.threads, tell=tell)
+        watch.require_reachable(budget, step)
 
 
 def looks_untrained(accuracy: float, classes: int) -> str | None:

@@ -70,7 +70,7 @@ def run(config: Config, *, on_event: Event | None = None) -> Finished:
             diary.warn(f"the data names {named} of the {prepared.logits} logits, so the ONNX files carry no labels")
         config = _resolved(config, diary)
         if config.parent_epochs:
-            require_possible(prepared, budget, int(config.round_to))
+            require_possible(prepared, budget, config, diary)
             _train_parent_(prepared, config, diary)
             save_dense(prepared.model, folder.path / "dense.safetensors")
         result = _compressed(prepared, config, budget, diary)

@@ -53,13 +53,17 @@ class Stopwatch:
         file = export.for_timing(small, self.example, self.folder / "small.onnx")
         return export.compare(self.folder / "dense.onnx", file, threads=self.threads, seconds=SECONDS)
 
+    def fastest(self, round_to: int, gate_of: Tensor | None = None) -> Comparison:
+        """Dense against the smallest network that can be cut: one step of every group."""
+        return self.measure(least(self.size, round_to, gate_of))
+
     def require_reachable(self, budget: Budget, round_to: int, gate_of: Tensor | None = None) -> None:
         """Raises BudgetUnreachable by measuring the smallest network, unless the prediction leaves no doubt."""
         if NEAR / least_share(budget, self.size, round_to, gate_of) > budget.asked:
             return
-        smallest = self.measure(least(self.size, round_to, gate_of))
-        if smallest.speedup < budget.asked:
-            raise unreachable(budget, 1 / smallest.speedup, round_to)
+        fastest = self.fastest(round_to, gate_of)
+        if fastest.speedup < budget.asked:
+            raise unreachable(budget, 1 / fastest.speedup, round_to)
 
     def land(
         self, budget: Budget, scores: Tensor, round_to: int, gate_of: Tensor | None, tell: Event

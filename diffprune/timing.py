@@ -25,7 +25,7 @@ def timed_size(
     Widths are measured at multiples of `step`. The file must be `export.to_onnx` of the network of `graph`. Layers that
     are not found in the graph count among the rest. Measurements are remembered (`export.cache_folder`).
     """
-    layers, others = export.layers_of(dense, export.profile(dense, threads=threads, batch=batch))
+    layers, others = export.layers_of(dense, threads=threads, batch=batch)
     placed, strangers = _placed(layers, graph)
     axes = SizeModel(graph).axes
     grids = [_grid(layer, axes, step) for layer in placed]

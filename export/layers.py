@@ -5,7 +5,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import BadOnnx
 from export.machine import this_machine
+from export.profiling import RUNS as PROFILED
 from export.profiling import NodeTime, profile
 
 Widths = tuple[int, int]
@@ -74,13 +75,15 @@ class TimedLayer:
         return 4 * (read + math.prod(_weight_shape(self.kind, self.widths)) + math.prod(self.output))
 
 
-def layers_of(path: str | Path, times: Iterable[NodeTime]) -> tuple[list[TimedLayer], list[NodeTime]]:
-    """The layers of a file with a weight, and the rest of its nodes. `times` is its profile."""
+def layers_of(
+    path: str | Path, *, threads: int = 1, batch: int = 1, runs: int = PROFILED
+) -> tuple[list[TimedLayer], list[NodeTime]]:
+    """The layers of a file with a weight, and the rest of its nodes, in the order they run: its `profile`, read."""
     graph = onnx.load(str(path), load_external_data=False).graph
     nodes = {node.name: node for node in graph.node}
     shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
     layers, rest = [], []
-    for time in times:
+    for time in profile(path, threads=threads, batch=batch, runs=runs):
         if time.layer is None:
             rest.append(time)
             continue

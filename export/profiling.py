@@ -110,8 +110,9 @@ class _Layers:
 
 
 def _blocked(weight: tuple[int, ...], seen: tuple[int, ...]) -> bool:
-    """onnxruntime fills filters up to whole blocks where it computes in blocks."""
-    return weight[1:] == seen[1:] and weight[0] <= seen[0] < weight[0] + BLOCK
+    """onnxruntime fills channels up to whole blocks where it computes in blocks."""
+    channels = zip(weight[:2], seen[:2], strict=True)
+    return weight[2:] == seen[2:] and all(own <= filled < own + BLOCK for own, filled in channels)
 
 
 def _shape(entry: Mapping[str, list[int]]) -> tuple[int, ...]:

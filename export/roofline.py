@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 
 from export.layers import LayerKind, TimedLayer, layers_of, side_by_side
-from export.profiling import profile
 
 BEST = LayerKind("Conv", (3, 3), (("pads", (1, 1, 1, 1)),), 1, (28, 28))
 """Its weights stay in the cache and its filters fill whole blocks: onnxruntime does nothing faster per multiply-add."""
@@ -43,7 +42,7 @@ def measure_roofline(*, threads: int = 1) -> Roofline:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "best.onnx"
         onnx.save(side_by_side(BEST, WIDTHS, 1), str(path))
-        layers, _ = layers_of(path, profile(path, threads=threads))
+        layers, _ = layers_of(path, threads=threads)
     source, target = np.ones(COPIED, np.uint8), np.empty(COPIED, np.uint8)
     seconds = []
     for _ in range(COPIES):

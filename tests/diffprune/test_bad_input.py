@@ -192,6 +192,14 @@ def test_the_other_commands(here: Path, words: str, fact: str) -> None:
     refused(here, words, fact)
 
 
+def test_a_speed_up_out_of_reach(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By measuring, before the parent is trained."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("diffprune.stopwatch.SECONDS", 0.3)
+    words = f"{COMPRESS} {SMALL} --speedup 1000 {PARENT}".replace("--macs 0.5 ", "")
+    refused(here, words, "BudgetUnreachable: a speed-up of 1e+03 is asked; the largest reachable is ")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_missing_gpu(here: Path) -> None:
     refused(here, f"{COMPRESS} {SMALL} --device cuda", "DeviceMissing: there is no CUDA device")

@@ -56,6 +56,23 @@ def test_what_is_shown_as_reachable_can_be_asked_for() -> None:
     assert f"{below.rstrip('0')} is out of reach" in inspected("--round-to", 4, "--macs", below)
 
 
+def test_a_speed_up_is_measured_before_it_is_called_reachable(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here))
+    monkeypatch.setattr("diffprune.stopwatch.SECONDS", 0.3)
+    text = inspected("--round-to", 8, "--speedup", 1000)
+    found = re.search(r"speed-up: (\S+)x was measured here, interval (\S+) to (\S+), .*; 1000 is out of reach", text)
+    assert found is not None, text
+    middle, low, high = map(float, found.groups())
+    assert low <= middle <= high
+    assert re.search(r"^group +kind +units +MACs +parameters +time", text, re.MULTILINE)
+    shares = re.findall(r"^[03] +filter +16 +\S+ % +\S+ % +(\d+\.\d) %$", text, re.MULTILINE)
+    assert len(shares) == 2
+    assert all(0 < float(share) < 100 for share in shares)
+    assert "time" not in inspected("--round-to", 8)
+
+
 def test_the_alignment_is_part_of_the_answer() -> None:
     text = inspected("--round-to", 16)
     assert re.search(r"macs: 1.000 of the dense .* multiples of 16, and 0\.\d+ with any widths", text)

@@ -60,7 +60,7 @@ def test_each_layer_costs_what_the_table_says_of_its_width_after_the_cut(seed: i
     keep = size.keep(flat)
     keep = {name: flags if flags.any() else torch.ones_like(flags) for name, flags in keep.items()}
     file = export.to_onnx(surgery.cut(model, graph, keep), x, tmp_path / "small.onnx")
-    cut, _ = export.layers_of(file.path, export.profile(file.path, runs=1))
+    cut, _ = export.layers_of(file.path, runs=1)
     predicted = size.per_layer(size.widths(size.flat(keep).double()))
     assert len(cut) == len(size.layers) == 7
     left = {_known_as(layer): layer.widths for layer in cut}

@@ -21,7 +21,7 @@ def test_a_layer_measured_alone_computes_what_it_does_in_the_network(tmp_path: P
     torch.manual_seed(0)
     path = tmp_path / "kinds.onnx"
     export.to_onnx(Kinds(), torch.randn(2, 3, 16, 16), path)
-    layers, _ = export.layers_of(path, export.profile(path, batch=2, runs=2))
+    layers, _ = export.layers_of(path, batch=2, runs=2)
     for layer in layers:
         alone = onnx.shape_inference.infer_shapes(module.side_by_side(layer.kind, [layer.widths], 2), strict_mode=True)
         shape = tuple(d.dim_value for d in alone.graph.output[0].type.tensor_type.shape.dim)
@@ -34,6 +34,15 @@ def test_a_layer_measured_alone_computes_what_it_does_in_the_network(tmp_path: P
 def test_more_channels_take_longer(tmp_path: Path) -> None:
     table = export.layer_table({CONV: [(16, 16), (256, 256)]}, folder=tmp_path)
     assert table[CONV, (256, 256)] > 10 * table[CONV, (16, 16)]  # 256 times the multiply-adds
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("groups", [0, 1, 2])
+def test_layers_of_any_width_are_found_however_onnxruntime_fills_them_up(tmp_path: Path, op: str, groups: int) -> None:
+    kind = LayerKind(op, (3, 3), (("pads", (1, 1, 1, 1)), ("strides", (1, 1))), groups, (8, 8))
+    widths = [2, 4, 6, 8, 12, 16, 20, 24]
+    pairs = [(a, a) for a in widths] if groups == 0 else [(a, b) for a in widths for b in widths]
+    assert len(export.layer_table({kind: pairs}, folder=tmp_path)) == len(pairs)
 
 
 def test_what_was_measured_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> export.OnnxFile:
 
 
 def test_every_layer_of_the_file_is_found_once_with_its_shapes(kinds: export.OnnxFile) -> None:
-    layers, rest = export.layers_of(kinds.path, export.profile(kinds.path, batch=2))
+    layers, rest = export.layers_of(kinds.path, batch=2)
     found = {layer.weight: layer for layer in layers}
     assert len(found) == len(layers) == 6
     assert {name: layer.widths for name, layer in found.items() if name.endswith("weight")} == {
