@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffprune.data import CIFAR10, Batches, load_data
+from diffprune.data import Batches, load_data
+from diffprune.data.arrays import CIFAR10
 from diffprune.errors import BadData
 
 SHARED = Path(os.environ.get("DIFFPRUNE_DATA", Path(__file__).parents[3] / "shared" / "data"))

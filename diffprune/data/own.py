@@ -1,0 +1,72 @@
+"""Data that a function of the user's returns."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffprune.data.batches import MOST_CLASSES, Batches, Data, bad_data
+from diffprune.errors import BadData
+from diffprune.models import called, imported
+
+
+def from_user(spec: str, image_size: int | None) -> Data:
+    given = called(spec, imported(spec, BadData), BadData)
+    if isinstance(given, Data):
+        data = given
+    elif isinstance(given, tuple | list) and len(given) == 2:
+        train, val = (_checked(half, f"{name} of {spec}") for half, name in zip(given, ("train", "val"), strict=True))
+        if train[1] != val[1]:
+            raise bad_data(
+                f"training images are {train[1]}, validation images {val[1]}", spec, "make (C, H, W) the same"
+            )
+        channels, labels = train[1][0], tuple(map(str, range(max(train[2], val[2]) + 1)))
+        data = Data(train[0], val[0], labels, train[1], (0.0,) * channels, (1.0,) * channels)
+    else:
+        fact = f"the function returned {type(given).__name__}, not (train, val) or a diffprune Data"
+        raise bad_data(fact, spec, "return two iterables of batches (images, labels)")
+    if image_size is not None and data.input_shape[1:] != (image_size, image_size):
+        fact = f"image size {image_size} was asked for; the function gives {data.input_shape}"
+        raise bad_data(fact, spec, "leave the image size out, or let the function give that size")
+    return data
+
+
+def _checked(given: Any, at: str) -> tuple[Batches, tuple[int, int, int], int]:
+    """The user's batches, their (C, H, W) and the highest label, from one whole pass."""
+    fix = "return an iterable, such as a torch DataLoader, that gives the batches anew each time it is iterated"
+    if not isinstance(given, Iterable):
+        raise bad_data(f"{type(given).__name__} is not a series of batches", at, fix)
+    if isinstance(given, Iterator):
+        raise bad_data(f"{type(given).__name__} can be iterated only once", at, fix)
+    examples = batches = highest = 0
+    shape: tuple[int, ...] | None = None
+    for batch in given:
+        images, labels = _pair(batch, at)
+        if shape not in (None, tuple(images.shape[1:])):
+            raise bad_data(f"images are {shape}, then {tuple(images.shape[1:])}", at, "give images of one size")
+        shape = tuple(images.shape[1:])
+        examples, batches, highest = examples + len(labels), batches + 1, max(highest, int(labels.max()))
+    if shape is None:
+        raise bad_data("there are no batches", at, fix)
+
+    def start() -> Iterator[tuple[Tensor, Tensor]]:
+        return (_pair(batch, at) for batch in given)
+
+    channels, height, width = shape
+    return Batches(examples, batches, start), (channels, height, width), highest
+
+
+def _pair(batch: Any, at: str) -> tuple[Tensor, Tensor]:
+    """A user's batch as (images float32, labels int64)."""
+    images, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (None, None)
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise bad_data("a batch is not a pair of tensors", at, "give (images, labels)")
+    if images.ndim != 4 or not images.is_floating_point() or labels.shape != images.shape[:1] or not len(labels):
+        fact = f"images are {tuple(images.shape)} {images.dtype}, labels {tuple(labels.shape)}"
+        raise bad_data(fact, at, "give float images (N, C, H, W) and labels (N,)")
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole or not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
+        fact = f"labels are {labels.dtype}, from {labels.min()} to {labels.max()}"
+        raise bad_data(fact, at, "number the classes from 0, as integers")
+    return images.float(), labels.long()

@@ -1,0 +1,84 @@
+"""Data sets that are folders of pictures, one for each class."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffprune.data.batches import IMAGENET, Read, Side, Source, bad_data, flipped, held_out
+from diffprune.errors import BadData
+
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+def imagefolder(path: Path, size: int) -> Source:
+    if not path.is_dir():
+        raise bad_data("the folder is missing", path, "give a folder with train/CLASS/ and val/CLASS/, or with CLASS/")
+    train, val = path / "train", path / "val"
+    if train.is_dir() != val.is_dir():
+        absent = "val" if train.is_dir() else "train"
+        raise bad_data(f"the folder {absent} is missing", path, "give both train and val, or only folders of classes")
+    if train.is_dir():
+        labels = _classes(train, path)
+        unknown = set(_classes(val, path)) - set(labels)
+        if unknown:
+            raise bad_data(f"classes only in val: {', '.join(sorted(unknown))}", path, "give train the same classes")
+        files = [
+            [(file, index) for index, label in enumerate(labels) for file in _pictures(half / label)]
+            for half in (train, val)
+        ]
+    else:
+        labels = _classes(path, path)
+        files = [[], []]
+        for index, label in enumerate(labels):
+            found = _pictures(path / label)
+            for file, held in zip(found, held_out(len(found), 0.2).tolist(), strict=True):
+                files[held].append((file, index))
+        if not files[1]:
+            fact = "no class has the 3 pictures that it takes to hold one out"
+            raise bad_data(fact, path, "add pictures, or divide them into train and val")
+    train_side, val_side = (
+        Side(_decoded([file for file, _ in half], path, size), torch.tensor([index for _, index in half]))
+        for half in files
+    )
+    return Source(train_side, val_side, labels, (3, size, size), *IMAGENET, augment=flipped)
+
+
+def _classes(folder: Path, root: Path) -> tuple[str, ...]:
+    """The names of the folders of classes, sorted; none of them empty."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    empty = [name for name in names if not _pictures(folder / name)]
+    if not names or empty:
+        where = (folder / empty[0] if empty else folder).relative_to(root)
+        fact = f"there are no {'pictures' if empty else 'folders of classes'} in {where}"
+        raise bad_data(fact, root, f"put {', '.join(PICTURES)} files into a folder for each class")
+    return tuple(names)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES) if folder.is_dir() else []
+
+
+def _decoded(files: list[Path], root: Path, size: int) -> Read:
+    def read(indices: Tensor) -> Tensor:
+        return torch.stack([_picture(files[index], root, size) for index in indices.tolist()])
+
+    return read
+
+
+def _picture(file: Path, root: Path, size: int) -> Tensor:
+    """The centre of a picture, (3, size, size) uint8."""
+    try:
+        with Image.open(file) as opened:
+            whole = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as cause:
+        reason = str(cause).replace(str(file), file.name)
+        fact = f"the picture {file.relative_to(root)} cannot be read: {reason}"
+        raise BadData(fact, at=str(root), effect="the run stopped", fix="mend or remove the picture") from cause
+    scale = size * 256 / 224 / min(whole.size)
+    width, height = (max(size, round(side * scale)) for side in whole.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    centre = whole.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(centre)).permute(2, 0, 1)
