@@ -1,16 +1,13 @@
 """The networks of a finished run, read back from its folder."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-import surgery
-from diffprune.config import load_config
+from diffprune.manifest import read_manifest
 from diffprune.models import load_model
-from export.sessions import open_session
+from diffprune.pruned import reloaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +23,12 @@ def load_run(folder: Path) -> Stored:
     """Dense and pruned network as the run left them. A factory of the user's own is run again.
 
     Raises:
-        BadConfig, BadModel, BadWeights: its settings are missing or damaged, or do not lead to the dense network.
-        BadOnnx, BadFile: dense.onnx or pruned.safetensors is missing, damaged, or of another network.
+        BadRun: no such run, or its manifest is damaged.
+        BadModel, BadWeights, BadFile: its settings do not lead to the network, or a file of it is missing or damaged.
     """
-    config = load_config(folder / "config.toml")
-    session = open_session(folder / "dense.onnx")
-    (_, *shape), (_, classes) = session.get_inputs()[0].shape, session.get_outputs()[0].shape
+    manifest = read_manifest(folder)
+    config, origin = manifest.config, manifest.origin
     trained = folder / "dense.safetensors"
     weights = str(trained) if trained.is_file() else config.weights
-    dense = load_model(config.model, weights=weights, num_classes=classes)
-    pruned = surgery.load(folder / "pruned.safetensors", lambda: copy.deepcopy(dense))
-    return Stored(dense, pruned, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
+    dense = load_model(config.model, weights=weights, num_classes=origin.classes)
+    return Stored(dense, reloaded(folder, config, origin), origin.example[:1])
