@@ -77,7 +77,7 @@ def sparsify_(
     optimizer = recipe.optimizer(model.parameters())
     pruner: Any = None
     for step in range(steps):
-        x, labels = unpack(next(batches), torch.device("cpu"))
+        x, labels = unpack(next(batches), next(model.parameters()).device)
         pruner = pruner or _pruner(peer, model, x[:2], 0.5, kept, peer.importance())
         model.train()
         for group in optimizer.param_groups:

@@ -1,5 +1,7 @@
 """The comparison with torch-pruning: peers reach the asked MACs, run by their own code, and the table adds up."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ from zoo import randomised
 
 from benchmarks import frontier
 from benchmarks.cells import stored
-from benchmarks.cifar_resnet import CifarResNet
+from benchmarks.cifar_resnet import CifarResNet, trained_resnet18
 from benchmarks.peers import PEERS, macs, pruned, sparsify_
+from diffprune.data import Batches, Data
 from diffprune.training import Recipe, endless
 
 
@@ -62,6 +65,37 @@ def test_sparse_training_shrinks_what_the_pruner_regularises(
         block = model.layer1[0]
         norms.append(torch.stack([block.bn1.weight.norm(), block.conv1.weight.norm()]))
     assert (norms[1] / norms[0]).min() < 0.97
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")])])
+@pytest.mark.parametrize("method", ["diffprune", "growing-reg"])
+def test_a_method_runs_its_steps_on_a_device(
+    method: str, device: str, dense: nn.Module, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    x, labels = images
+    batches = Batches(8, 4, lambda: iter([(x, labels)] * 4))
+    data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
+    model = copy.deepcopy(dense).to(device)
+    setup = frontier.Setup(model, data, x.to(device), labels.to(device), 4, 0.6, 0)
+    small = frontier.ours(setup, 1) if method == "diffprune" else frontier.peer(method, setup)
+    assert next(small.parameters()).device.type == device
+    assert not small.training
+    assert macs(small, setup.x[:1]) < 0.61 * macs(model, setup.x[:1])
+    untrained = frontier.ours(replace(setup, steps=0), 1) if method == "diffprune" else model
+    assert not torch.equal(small.linear.weight, untrained.linear.weight)
+
+
+def test_torchvisions_resnet18_for_small_images_is_trained_once(
+    images: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    batches = Batches(8, 1, lambda: iter([images]))
+    data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
+    first, again = (trained_resnet18(data, "cpu", epochs=1) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert first.layer4(first.layer3(first.layer2(first.layer1(first.conv1(images[0]))))).shape == (8, 512, 4, 4)
+    assert {"conv1", "fc", "layer2.0.conv2", "layer2.0.downsample.0"} <= set(frontier.outer_layers(first))
 
 
 def cells() -> list[frontier.Cell]:
