@@ -16,6 +16,7 @@ from zoo import ZOO, randomised
 
 import surgery
 from benchmarks.cifar_resnet import CifarResNet
+from benchmarks.lenet5 import lenet5
 from diffprune.budget import Budget, Landing, land, least_share, require_reachable, shift_for, steps
 from diffprune.errors import BadBudget, BudgetUnreachable
 from diffprune.gates import Gate, HardConcrete, MeanCentred
@@ -193,9 +194,14 @@ def test_with_enough_units_the_budget_is_met_within_two_percent(kind: str) -> No
             assert landing.reached >= 0.98 * tenths / 10
 
 
-@pytest.mark.parametrize("make", [lambda: CifarResNet(3), lambda: CifarResNet(9), resnet18], ids=["20", "56", "18"])
-def test_real_networks_land_within_one_percent(make: Callable[[], nn.Module]) -> None:
-    size = SizeModel(surgery.trace(make().eval(), torch.randn(1, 3, 32, 32)))
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(lambda: CifarResNet(3), (3, 32, 32)), (lambda: CifarResNet(9), (3, 32, 32)), (resnet18, (3, 32, 32)),
+     (lenet5, (1, 28, 28))],
+    ids=["resnet20", "resnet56", "resnet18", "lenet5"],
+)  # fmt: skip
+def test_real_networks_land_within_one_percent(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    size = SizeModel(surgery.trace(make().eval(), torch.randn(1, *shape)))
     for kind, tenths, seed in itertools.product(KINDS, range(1, 10), range(2)):
         landing = landed(Budget(**{kind: tenths / 10}), size, random_scores(size, seed), 1)
         assert landing.reached >= 0.99 * tenths / 10
