@@ -14,6 +14,9 @@ from export import NodeTime, Roofline, TimedLayer
 CONVERTED = 0.8
 """A layer whose speed-up is less than this share of its MACs ratio is asked why."""
 
+TRANSPOSED = "transposed "
+"""What a weight is called, with a number, whose name the export does not keep."""
+
 FIXED = 0.01
 """Milliseconds below which calling a layer costs about as much as computing it."""
 
@@ -37,15 +40,17 @@ def explained(
 ) -> list[Explained]:
     """Layers of both files in pairs, in the order in which they run in the dense one.
 
-    Weights have the same name in both files, but for those that the export transposes: they are paired in their order.
+    Weights have the same name in both files, but for those that the export transposes: they are paired in their order,
+    and not at all where some of them are gone.
     """
-    left = dict(_named(pruned))
-    rows = []
-    for name, layer in _named(dense):
-        if name in left:
-            small = left[name]
-            rows.append(Explained(layer, small, roofline.ms(small) / small.ms, why(layer, small, roofline, step)))
-    return rows
+    left, whole = dict(_named(pruned)), dict(_named(dense))
+    if sum(map(_transposed, left)) != sum(map(_transposed, whole)):
+        left = {name: layer for name, layer in left.items() if not _transposed(name)}
+    return [
+        Explained(layer, left[name], roofline.ms(left[name]) / left[name].ms, why(layer, left[name], roofline, step))
+        for name, layer in whole.items()
+        if name in left
+    ]
 
 
 def why(dense: TimedLayer, small: TimedLayer, roofline: Roofline, step: int) -> str:
@@ -77,7 +82,8 @@ def explain_lines(folder: Path, *, threads: int = 1) -> Iterator[Any]:
     (dense, dense_rest), (pruned, pruned_rest) = (export.layers_of(file, threads=threads) for file in files)
     roofline, step = export.measure_roofline(threads=threads), export.default_step()
     drawn = table("layer", "channels", "pruned to", "ms", "pruned", "faster", "MACs", "roofline", "", right=range(3, 8))
-    for row in explained(dense, pruned, roofline, step):
+    rows = explained(dense, pruned, roofline, step)
+    for row in rows:
         ratio = row.dense.macs / row.pruned.macs
         add_row(
             drawn,
@@ -92,6 +98,12 @@ def explain_lines(folder: Path, *, threads: int = 1) -> Iterator[Any]:
         )
     yield drawn
     yield ""
+    paired = {row.dense.weight for row in rows}
+    if alone := [layer for layer in dense if layer.weight not in paired]:
+        names = ", ".join(layer.weight.removesuffix(".weight") for layer in alone)
+        ms = sum(layer.ms for layer in alone)
+        yield f"{ms:.3f} ms of the dense file are in layers that the pruned one does not have: {names}"
+        yield ""
     yield from _others(dense_rest, pruned_rest)
     best = sum(roofline.ms(layer) for layer in pruned) / sum(layer.ms for layer in pruned)
     yield ""
@@ -114,9 +126,13 @@ def _others(dense: Sequence[NodeTime], pruned: Sequence[NodeTime]) -> Iterator[A
     yield drawn
 
 
+def _transposed(name: str) -> bool:
+    return name.startswith(TRANSPOSED)
+
+
 def _named(layers: Iterable[TimedLayer]) -> Iterator[tuple[str, TimedLayer]]:
     transposed = 0
     for layer in layers:
         own = layer.weight.endswith("weight")
         transposed += not own
-        yield (layer.weight if own else f"transposed {transposed}"), layer
+        yield (layer.weight if own else f"{TRANSPOSED}{transposed}"), layer

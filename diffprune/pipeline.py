@@ -16,6 +16,7 @@ import surgery
 from diffprune.budget import Budget, require_reachable
 from diffprune.bundles import Bundle
 from diffprune.choosing import Scores, choose, score_
+from diffprune.closed import staying_closed
 from diffprune.compensate import compensate_
 from diffprune.detectors import lost
 from diffprune.errors import BadBudget, BadData
@@ -73,10 +74,11 @@ def compress(
     where they were: 1 by default, so that shares of MACs and parameters are met closely, and under a budget of speed-up
     the step that is probed here (`export.default_step()` is right for onnxruntime on this CPU). Such a budget is met
     as measured by onnxruntime on this CPU with `threads` threads and one image at a time: the report has the interval.
-    Units in one of the `bundles` stay or go together; `bundles=branches` drops whole residual branches. `scores` tells
-    what each unit is worth before the search: `gains` by default, `criterion_scores` for one of torch-pruning's, or a
-    function of yours from (network, graph, images) to a tensor of shape (units,). The network must return logits, shape
-    (N, classes). Frozen parameters stay as they are; if all are frozen, every step goes to the gates.
+    Units in one of the `bundles` stay or go together; `bundles=branches` drops whole residual branches: they stay zero,
+    and ONNX files go without them. `scores` tells what each unit is worth before the search: `gains` by default,
+    `criterion_scores` for one of torch-pruning's, or a function of yours from (network, graph, images) to a tensor of
+    shape (units,). The network must return logits, shape (N, classes). Frozen parameters stay as they are; if all are
+    frozen, every step goes to the gates.
     Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
     tracing raises.
     """
@@ -121,21 +123,22 @@ def compress(
     stages = {"dense": dense_accuracy, "after_cut": accuracy(small, val)[0]}
     reached = float(budget.cost(gated.size, gated.size.flat(keep).double()))
     tell({"phase": "cut", "accuracy": stages["after_cut"], "reached": reached, "masked_vs_cut": error})
-    compensate_(small, parent, graph, keep, images)
-    recalibrate_(small, train)
-    stages["after_recalibration"] = stages["pruned"] = accuracy(small, val)[0]
-    tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
-    if total:
-        steps = range(choice.search_steps, total)
-        with hinting(small, parent, hinted(graph), graph.checked(keep)[1]) as hint:
-            fit_(
-                small, batches, recipe, steps=steps, total=total, parent=parent, hint=hint, phase="recover",
-                on_event=tell,
-            )  # fmt: skip
-        stages["pruned"] = accuracy(small, val)[0]
-        for text in lost(stages["after_recalibration"], stages["pruned"], examples):
-            warnings.append(text)
-            tell({"phase": "warning", "text": text})
+    with staying_closed(small, graph, keep):
+        compensate_(small, parent, graph, keep, images)
+        recalibrate_(small, train)
+        stages["after_recalibration"] = stages["pruned"] = accuracy(small, val)[0]
+        tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
+        if total:
+            steps = range(choice.search_steps, total)
+            with hinting(small, parent, hinted(graph), graph.checked(keep)[1]) as hint:
+                fit_(
+                    small, batches, recipe, steps=steps, total=total, parent=parent, hint=hint, phase="recover",
+                    on_event=tell,
+                )  # fmt: skip
+            stages["pruned"] = accuracy(small, val)[0]
+            for text in lost(stages["after_recalibration"], stages["pruned"], examples):
+                warnings.append(text)
+                tell({"phase": "warning", "text": text})
     small.eval()
     tell({"phase": "done", "accuracy": stages["pruned"]})
 

@@ -14,6 +14,7 @@ from onnx_ir.passes.common import (
 )
 from torch import Tensor, nn
 
+from export.dropping import drop_closed
 from export.errors import NotExportable
 from export.folding import fold_scales
 
@@ -76,6 +77,7 @@ def capture(
             fix="make forward() traceable by torch.export with a free batch size; the chained error names the line",
         ) from error
     model = program.model
+    drop_closed(model)
     for strip in (ClearMetadataAndDocStringPass(), RemoveUnusedNodesPass(), DeduplicateInitializersPass()):
         strip(model)
     model.metadata_props.clear()

@@ -31,7 +31,8 @@ def to_onnx(
     """Write `model` in eval mode as one ONNX file with a free batch size, after comparing it with the model.
 
     Opset 18 with the IR version that belongs to it (8) is read by the widest range of runtimes. The same model gives
-    the same bytes. Networks over 2 GB get a second file, `<name>.data`, beside the first. The model is not modified.
+    the same bytes. A branch that ends in weights of exact zeros is not in the file, only the constant that it adds.
+    Networks over 2 GB get a second file, `<name>.data`, beside the first. The model is not modified.
 
     Args:
         example_inputs: a tensor, or a tuple with a tensor per argument of forward; axis 0 is the batch.

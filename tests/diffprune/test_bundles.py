@@ -1,11 +1,15 @@
 """Units that share a gate open and close together: whole residual branches, or what the caller says."""
 
+from pathlib import Path
+
+import onnx
 import pytest
 import torch
 from oracle import random_keep
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+import export
 import surgery
 from diffprune import Budget, attach, branches, compress
 from diffprune.budget import land
@@ -85,11 +89,19 @@ def test_what_means_nothing_is_refused() -> None:
         gate_of(graph, [one, one])
 
 
-def test_compress_drops_branches() -> None:
-    model = traced()[0]
+def test_compress_drops_branches(tmp_path: Path) -> None:
+    model, graph, x = traced()
     batches = [(torch.randn(16, 3, 32, 32), torch.randint(5, (16,))) for _ in range(3)]
     result = compress(model, batches, batches, budget=Budget(macs=0.2), epochs=1, bundles=branches)
     kept = [group["kept"] for group in result.report["groups"] if group["kept"] in (0, 1)]
     assert kept, "no branch was dropped at all"
     assert result.report["equivalence"]["masked_vs_cut"] < 1e-5
     assert result.report["budget"]["reached"] <= 0.2
+    emptied = [name for name, flags in result.keep.items() if not flags.any()]
+    readers = [result.model.get_parameter(slot.tensor) for name in emptied for slot in graph.by_name[name].readers]
+    assert len(readers) == len(emptied) > 0
+    assert not any(weight.any() for weight in readers), "training brought a closed branch back"
+    assert all(weight.requires_grad for weight in readers)
+    export.to_onnx(result.model, x, tmp_path / "small.onnx")
+    left = [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node].count("Conv")
+    assert left == 20 - 2 * len(emptied), "both convolutions of a closed branch are gone"

@@ -80,3 +80,11 @@ def test_layers_are_paired_by_name_whatever_their_order() -> None:
     other = replace(DENSE, weight="other.weight")
     rows = explained([DENSE, other], [replace(other, ms=0.6), replace(DENSE, ms=0.4)], ROOF, 16)
     assert [(row.dense.weight, row.pruned.ms) for row in rows] == [("conv.weight", 0.4), ("other.weight", 0.6)]
+
+
+def test_layers_that_are_gone_leave_no_wrong_pairs() -> None:
+    product = TimedLayer(LayerKind("MatMul", (), (), 1, (4,)), (64, 64), "val_7", (1, 4, 64), 1.0)
+    dense = [DENSE, replace(product, weight="val_7"), replace(product, weight="val_9")]
+    pairs = [(row.dense.weight, row.pruned.weight) for row in explained(dense, [DENSE, product], ROOF, 16)]
+    assert pairs == [("conv.weight", "conv.weight")], "nobody knows which of the two products is left"
+    assert len(explained(dense, dense, ROOF, 16)) == 3
