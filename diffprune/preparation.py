@@ -1,5 +1,6 @@
 """What a run works on, tried before any work: data, network, whether they fit, whether the budget can be met."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,9 +112,19 @@ def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: E
     if budget.kind != "speedup":
         return require_reachable(budget, size, step)
     with TemporaryDirectory() as folder:
-        place, model, example = Path(folder), prepared.model, prepared.example
+        place, model, example = Path(folder), _alive(prepared.model), prepared.example
         watch = stopwatch(model, graph, example, place, step=step, threads=config.threads, tell=tell)
         watch.require_reachable(budget, step)
+
+
+def _alive(model: nn.Module) -> nn.Module:
+    """A copy without parameters of zeros alone, with which some residual branches start and no ONNX file has them."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            if not parameter.any():
+                parameter.fill_(1)
+    return copied
 
 
 def looks_untrained(accuracy: float, classes: int) -> str | None:
