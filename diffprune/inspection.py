@@ -12,7 +12,7 @@ import surgery
 from diffprune.budget import Budget, least_share
 from diffprune.errors import BadData
 from diffprune.models import load_model
-from diffprune.preparation import answer, first_line
+from diffprune.preparation import alive, answer, first_line
 from diffprune.report import count
 from diffprune.stopwatch import stopwatch
 from diffprune.tables import add_row, table
@@ -55,7 +55,9 @@ def inspection(
     if faster:
         with TemporaryDirectory() as folder:
             place, silent = Path(folder), (lambda event: None)
-            watch = stopwatch(model, graph, example, place, step=round_to, threads=threads, tell=silent)
+            watch = stopwatch(
+                model if weights else alive(model), graph, example, place, step=round_to, threads=threads, tell=silent
+            )
             lines[2] = _groups(watch.size)
             lines.append(_fastest(faster, watch.fastest(round_to), round_to))
     return lines

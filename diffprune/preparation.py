@@ -112,12 +112,12 @@ def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: E
     if budget.kind != "speedup":
         return require_reachable(budget, size, step)
     with TemporaryDirectory() as folder:
-        place, model, example = Path(folder), _alive(prepared.model), prepared.example
+        place, model, example = Path(folder), alive(prepared.model), prepared.example
         watch = stopwatch(model, graph, example, place, step=step, threads=config.threads, tell=tell)
         watch.require_reachable(budget, step)
 
 
-def _alive(model: nn.Module) -> nn.Module:
+def alive(model: nn.Module) -> nn.Module:
     """A copy without parameters of zeros alone, with which some residual branches start and no ONNX file has them."""
     copied = copy.deepcopy(model)
     with torch.no_grad():

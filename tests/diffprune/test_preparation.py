@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import export
-from diffprune.preparation import _alive
+from diffprune.preparation import alive
 
 
 class Residual(nn.Module):
@@ -27,7 +27,7 @@ def test_a_branch_that_starts_at_zero_is_measured_as_it_will_be(tmp_path: Path) 
     """`to_onnx` leaves it out, and a speed-up would be refused that can be had once it is trained."""
     model, x = Residual().eval(), torch.randn(2, 1, 8, 8)
     convolutions = []
-    for network in (model, _alive(model)):
+    for network in (model, alive(model)):
         path = export.for_timing(network, x, tmp_path / "network.onnx")
         convolutions.append([node.op_type for node in onnx.load(path).graph.node].count("Conv"))
     assert convolutions == [1, 2]
