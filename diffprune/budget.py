@@ -122,20 +122,21 @@ def land(
 ) -> Landing:
     """The largest structure within the budget that keeps the best `scores`, shape (units,).
 
-    Every group keeps at least one step of its width, widths are rounded up to steps by re-opening the best closed
-    units, and a threshold on the scores is bisected on the true cost. What is left of the budget is then filled step
-    by step in the order of the scores. Units that share a gate (`gate_of`, shape (units,)) stay or go together; their
-    groups are neither rounded nor filled up, and may be closed altogether where that is possible.
+    Every group keeps at least one step of its width, but for branches that cost nothing when they are closed altogether
+    (`size.drops`). Widths are rounded up to steps by re-opening the best closed units, and a threshold on the scores is
+    bisected on the true cost. What is left of the budget is then filled step by step in the order of the scores. Units
+    that share a gate (`gate_of`, shape (units,)) stay or go together; their groups are neither rounded nor filled up,
+    and may be closed altogether where that is possible.
     Raises BudgetUnreachable.
     """
     require_reachable(budget, size, round_to, gate_of)
-    grid, bundled = steps(size, round_to), _bundled(size, gate_of)
+    grid, bundled, fewest = steps(size, round_to), _bundled(size, gate_of), _fewest(size)
     flat = scores.detach().cpu().double()
     parts, needed = flat.split(_units(size)), _needed(size, flat, gate_of).split(_units(size))
     order = [part.argsort(descending=True, stable=True) for part in parts]
 
     def widths(threshold: float) -> list[int]:
-        asked = [max(int((part > threshold).sum()), 1) for part in parts]
+        asked = [max(int((part > threshold).sum()), n) for part, n in zip(parts, fewest, strict=True)]
         return [min(-(-n // step) * step, len(part)) for n, step, part in zip(asked, grid, parts, strict=True)]
 
     def opened(counts: list[int], threshold: float) -> Tensor:
@@ -194,6 +195,11 @@ def _units(size: SizeModel) -> list[int]:
     return [group.units for group in size.graph.groups]
 
 
+def _fewest(size: SizeModel) -> list[int]:
+    """Per group the units that must stay: none in a branch that costs nothing when it is closed altogether."""
+    return [0 if group.name in size.drops else 1 for group in size.graph.groups]
+
+
 def _bundled(size: SizeModel, gate_of: Tensor | None) -> list[bool]:
     """Per group, does one of its units share its gate?"""
     if gate_of is None:
@@ -215,9 +221,9 @@ def _needed(size: SizeModel, scores: Tensor, gate_of: Tensor | None) -> Tensor:
 
 
 def least(size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> Tensor:
-    """The smallest structure: one step of every group is open. Boolean of shape (units,)."""
-    rows = zip(size.graph.groups, steps(size, round_to), _bundled(size, gate_of), strict=True)
-    flags = torch.cat([torch.arange(group.units) < step * (not bundled) for group, step, bundled in rows])
+    """The smallest structure: of every group one step is open, or none if that may be. Boolean of shape (units,)."""
+    rows = zip(size.graph.groups, steps(size, round_to), _fewest(size), _bundled(size, gate_of), strict=True)
+    flags = torch.cat([torch.arange(g.units) < step * fewest * (not bundled) for g, step, fewest, bundled in rows])
     return flags | _needed(size, flags.double(), gate_of)
 
 

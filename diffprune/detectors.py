@@ -58,7 +58,7 @@ def untouched(size: SizeModel, round_to: int) -> list[str]:
     groups = [
         f"{group.name} ({group.units})"
         for group, step in zip(size.graph.groups, steps(size, round_to), strict=True)
-        if step >= group.units > 1
+        if step >= group.units > 1 and group.name not in size.drops
     ]
     if not groups:
         return []

@@ -57,7 +57,8 @@ class TimedSize(SizeModel):
 
     Every layer costs what the profile of the dense file says of it, times the table at its widths over the table at the
     dense widths, linear between the widths measured. All other nodes together (pooling, additions, norms that were
-    not folded) cost what they do in the dense file, in proportion to the values that layers read and write.
+    not folded) cost what they do in the dense file, in proportion to the values that layers read and write. The groups
+    `drops` are residual branches of which, closed altogether, nothing is in the file.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class TimedSize(SizeModel):
         grids: Sequence[Grid],
         table: Mapping[tuple[LayerKind, Widths], float],
         rest_ms: float,
+        drops: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(graph)
-        self.layers, self.rest_ms = layers, rest_ms
+        self.layers, self.rest_ms, self.drops = layers, rest_ms, drops
         fixed: list[float] = []
         places = []
         for layer in layers:
@@ -82,7 +84,7 @@ class TimedSize(SizeModel):
         groups = [[float(layer.groups) if layer.axes[0] in self.axes else 1.0, 1.0] for layer in layers]
         self._groups = torch.tensor(groups, dtype=torch.float64).view(-1, 2)
         self._values = torch.tensor([layer.values for layer in layers], dtype=torch.float64).view(-1, 2)
-        longest = max((max(len(g.inside), len(g.outside)) for g in grids), default=1) + 1
+        longest = max((max(len(g.inside), len(g.outside)) for g in grids), default=1) + 2
         self._inside = torch.stack([_ends(g.inside, longest) for g in grids])
         self._outside = torch.stack([_ends(g.outside, longest) for g in grids])
         self._ms = torch.stack(
@@ -122,7 +124,7 @@ def _between(grid: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
 def _ends(points: Sequence[int], longest: int) -> Tensor:
     """Widths, made up to `longest` by ones that no layer has."""
     last = points[-1]
-    return torch.tensor([*points, *range(last + 1, last + 1 + longest - len(points))], dtype=torch.float64)
+    return torch.tensor([0, *points, *range(last + 1, last + longest - len(points))], dtype=torch.float64)
 
 
 def _surface(timed: TimedLayer, grid: Grid, table: Mapping[tuple[LayerKind, Widths], float], longest: int) -> Tensor:
@@ -134,5 +136,6 @@ def _surface(timed: TimedLayer, grid: Grid, table: Mapping[tuple[LayerKind, Widt
     else:
         ms = torch.tensor([[table[kind, (a, b)] for b in grid.outside] for a in grid.inside], dtype=torch.float64)
     ms = ms.cummax(0).values.cummax(1).values * timed.ms / table[kind, timed.widths]
+    ms = pad(ms, (1, 0, 1, 0))  # without channels no time
     rows, columns = ms.shape
     return pad(ms[None], (0, longest - columns, 0, longest - rows), mode="replicate")[0]

@@ -34,7 +34,14 @@ def timed_size(
         wanted[layer.timed.kind] += grid.pairs(layer.timed.kind)
     table = export.layer_table(wanted, threads=threads, batch=batch, on_progress=on_progress)
     rest = sum(node.ms for node in others) + sum(layer.ms for layer in strangers)
-    return TimedSize(graph, placed, grids, table, rest)
+    return TimedSize(graph, placed, grids, table, rest, _drops(placed, graph, export.ending_in_sums(dense)))
+
+
+def _drops(placed: list[Placed], graph: ChannelGraph, ending: set[str]) -> frozenset[str]:
+    """Groups that may be closed altogether, of which the file then has nothing: all that reads them ends in a sum."""
+    free = {layer.axes[0][0] for layer in placed if layer.timed.weight in ending}
+    groups = [g for g in graph.groups if g.droppable and all(slot.tensor in free for slot in g.readers)]
+    return frozenset(group.name for group in groups)
 
 
 def _placed(layers: list[TimedLayer], graph: ChannelGraph) -> tuple[list[Placed], list[TimedLayer]]:

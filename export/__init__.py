@@ -3,6 +3,7 @@
 from export.alignment import Step, default_step, probe_step
 from export.comparison import Comparison, compare, compare_networks
 from export.drafts import OnnxFile
+from export.dropping import ending_in_sums
 from export.errors import (
     BadOnnx,
     CannotMeasure,
@@ -59,6 +60,7 @@ __all__ = [
     "compare",
     "compare_networks",
     "default_step",
+    "ending_in_sums",
     "fidelity",
     "for_timing",
     "layer_table",

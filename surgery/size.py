@@ -25,6 +25,9 @@ class SizeModel:
     axis) that has a width of its own to its place in `lengths`.
     """
 
+    drops: frozenset[str] = frozenset()
+    """Groups that cost nothing when they are closed altogether. Here none: in torch one unit of a branch stays."""
+
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph, self.units = graph, graph.units
         keys: dict[tuple[str, int], int] = {}

@@ -13,7 +13,7 @@ from zoo import randomised
 import export
 import surgery
 from diffprune import timing
-from diffprune.budget import Budget
+from diffprune.budget import Budget, land
 from diffprune.errors import BadBudget
 from diffprune.timed import TimedSize
 from export import LayerKind, Widths
@@ -88,6 +88,24 @@ def test_latency_falls_with_every_chance_and_its_gradient_is_the_slope() -> None
     step = 1e-3 * torch.randn(size.units, generator=torch.Generator().manual_seed(0)).double()
     moved = size.latency(chance.detach() + step) - size.latency(chance.detach() - step)
     assert float(moved) == pytest.approx(float(2 * step @ chance.grad), rel=1e-3)
+
+
+def test_a_branch_that_is_closed_altogether_takes_no_time_and_may_be(tmp_path: Path) -> None:
+    model, graph, size, x = timed()
+    assert size.drops == {"a"}
+    closed = {"a": torch.zeros(32, dtype=torch.bool)}
+    file = export.to_onnx(surgery.cut(model, graph, closed), x, tmp_path / "small.onnx")
+    left = {_known_as(layer) for layer in export.layers_of(file.path, runs=1)[0]}
+    predicted = size.per_layer(size.widths(size.flat(closed).double()))
+    assert {_known_as(layer.timed) for layer, ms in zip(size.layers, predicted, strict=True) if ms} == left
+    assert {"a.weight", "b.weight"}.isdisjoint(left)
+
+    scores = torch.cat([torch.full((g.units,), 0.0 if g.name == "a" else 1.0) for g in graph.groups])
+    share = float(Budget(speedup=2.0).cost(size, size.flat(closed).double()))
+    assert torch.equal(land(Budget(speedup=1 / share), size, scores).flat, size.flat(closed))
+    share = float(Budget(macs=1.0).cost(size, size.flat(closed).double()))
+    plain = surgery.SizeModel(graph)
+    assert plain.keep(land(Budget(macs=share + 0.05), plain, scores).flat)["a"].any(), "in torch one unit stays, and has its multiply-adds"
 
 
 def test_a_speed_up_needs_a_size_that_knows_milliseconds() -> None:
