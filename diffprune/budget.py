@@ -144,7 +144,7 @@ def land(
         for i, (ranked, n) in enumerate(zip(order, counts, strict=True)):
             if not bundled[i]:
                 flags[i] = torch.zeros(len(ranked), dtype=torch.bool).index_fill(0, ranked[:n], True)
-        return torch.cat(flags)
+        return _without_the_unread(size, torch.cat(flags))
 
     def cost(counts: list[int], threshold: float) -> float:
         return float(budget.cost(size, opened(counts, threshold).double()))
@@ -200,6 +200,13 @@ def _fewest(size: SizeModel) -> list[int]:
     return [0 if group.name in size.drops else 1 for group in size.graph.groups]
 
 
+def _without_the_unread(size: SizeModel, flat: Tensor) -> Tensor:
+    """`flat`, shape (units,), less the groups that only lead to a branch which is closed altogether."""
+    keep = size.keep(flat)
+    unread = [name for last, before in size.drops.items() if not keep[last].any() for name in before]
+    return size.flat({**keep, **{name: torch.zeros_like(keep[name]) for name in unread}})
+
+
 def _bundled(size: SizeModel, gate_of: Tensor | None) -> list[bool]:
     """Per group, does one of its units share its gate?"""
     if gate_of is None:
@@ -224,7 +231,7 @@ def least(size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> 
     """The smallest structure: of every group one step is open, or none if that may be. Boolean of shape (units,)."""
     rows = zip(size.graph.groups, steps(size, round_to), _fewest(size), _bundled(size, gate_of), strict=True)
     flags = torch.cat([torch.arange(g.units) < step * fewest * (not bundled) for g, step, fewest, bundled in rows])
-    return flags | _needed(size, flags.double(), gate_of)
+    return _without_the_unread(size, flags | _needed(size, flags.double(), gate_of))
 
 
 def least_share(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> float:

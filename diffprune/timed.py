@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class TimedSize(SizeModel):
         grids: Sequence[Grid],
         table: Mapping[tuple[LayerKind, Widths], float],
         rest_ms: float,
-        drops: frozenset[str] = frozenset(),
+        drops: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ) -> None:
         super().__init__(graph)
         self.layers, self.rest_ms, self.drops = layers, rest_ms, drops

@@ -8,7 +8,7 @@ from pathlib import Path
 import export
 from diffprune.timed import SHARES, Axis, Grid, Placed, TimedSize
 from export import LayerKind, TimedLayer, Widths
-from surgery import ChannelGraph, SizeModel
+from surgery import ChannelGraph, SizeModel, Slot
 
 
 def timed_size(
@@ -37,11 +37,28 @@ def timed_size(
     return TimedSize(graph, placed, grids, table, rest, _drops(placed, graph, export.ending_in_sums(dense)))
 
 
-def _drops(placed: list[Placed], graph: ChannelGraph, ending: set[str]) -> frozenset[str]:
-    """Groups that may be closed altogether, of which the file then has nothing: all that reads them ends in a sum."""
+def _drops(placed: list[Placed], graph: ChannelGraph, ending: set[str]) -> dict[str, tuple[str, ...]]:
+    """Groups that may be closed altogether, of which the file then has nothing: all that reads them ends in a sum.
+
+    With each the groups that lead nowhere else, and so go with it.
+    """
     free = {layer.axes[0][0] for layer in placed if layer.timed.weight in ending}
-    groups = [g for g in graph.groups if g.droppable and all(slot.tensor in free for slot in g.readers)]
-    return frozenset(group.name for group in groups)
+    branches = [group for group in graph.groups if group.droppable]
+    found = {}
+    for last in branches:
+        if {slot.tensor for slot in last.readers} <= free:
+            gone = [last]
+            for group in reversed(branches):  # those that compute later come first
+                written = {slot.tensor for g in gone for slot in g.slots if _all_of(slot, graph)}
+                if group is not last and {slot.tensor for slot in group.readers} <= written:
+                    gone.append(group)
+            found[last.name] = tuple(group.name for group in gone[1:])
+    return found
+
+
+def _all_of(slot: Slot, graph: ChannelGraph) -> bool:
+    """The group writes every channel of that layer."""
+    return slot.role == "write" and slot.positions.numel() == graph.length(slot.tensor, slot.axis)
 
 
 def _placed(layers: list[TimedLayer], graph: ChannelGraph) -> tuple[list[Placed], list[TimedLayer]]:

@@ -1,6 +1,8 @@
 """Parameters and multiply-adds as a function of which units are open. Exact for a keep, differentiable for chances."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,8 +27,11 @@ class SizeModel:
     axis) that has a width of its own to its place in `lengths`.
     """
 
-    drops: frozenset[str] = frozenset()
-    """Groups that cost nothing when they are closed altogether. Here none: in torch one unit of a branch stays."""
+    drops: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Groups that cost nothing when they are closed altogether, each with those that nobody reads any more then.
+
+    Here none: in torch one unit of a branch stays.
+    """
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph, self.units = graph, graph.units

@@ -13,7 +13,7 @@ from zoo import randomised
 import export
 import surgery
 from diffprune import timing
-from diffprune.budget import Budget, land
+from diffprune.budget import Budget, land, least
 from diffprune.errors import BadBudget
 from diffprune.timed import TimedSize
 from export import LayerKind, Widths
@@ -92,7 +92,7 @@ def test_latency_falls_with_every_chance_and_its_gradient_is_the_slope() -> None
 
 def test_a_branch_that_is_closed_altogether_takes_no_time_and_may_be(tmp_path: Path) -> None:
     model, graph, size, x = timed()
-    assert size.drops == {"a"}
+    assert size.drops == {"a": ()}
     closed = {"a": torch.zeros(32, dtype=torch.bool)}
     file = export.to_onnx(surgery.cut(model, graph, closed), x, tmp_path / "small.onnx")
     left = {_known_as(layer) for layer in export.layers_of(file.path, runs=1)[0]}
@@ -105,7 +105,36 @@ def test_a_branch_that_is_closed_altogether_takes_no_time_and_may_be(tmp_path: P
     assert torch.equal(land(Budget(speedup=1 / share), size, scores).flat, size.flat(closed))
     share = float(Budget(macs=1.0).cost(size, size.flat(closed).double()))
     plain = surgery.SizeModel(graph)
-    assert plain.keep(land(Budget(macs=share + 0.05), plain, scores).flat)["a"].any(), "in torch one unit stays, and has its multiply-adds"
+    kept = plain.keep(land(Budget(macs=share + 0.05), plain, scores).flat)
+    assert kept["a"].any(), "in torch one unit stays, and has its multiply-adds"
+
+
+class Bottleneck(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.c = (
+            nn.Conv2d(*widths, 3, padding=1) for widths in ((3, 16), (16, 8), (8, 24), (24, 16))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return (x + self.c(self.b(self.a(x).relu()).relu())).mean((2, 3))
+
+
+def test_what_leads_only_to_a_closed_branch_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Bottleneck().eval(), torch.randn(2, 3, 8, 8)
+    graph = surgery.trace(model, x)
+    monkeypatch.setattr(export, "layer_table", product)
+    size = timing.timed_size(export.to_onnx(model, x, tmp_path / "dense.onnx").path, graph, step=8)
+    assert size.drops == {"b": ("a",)}
+    scores = torch.cat([torch.full((g.units,), 0.0 if g.name == "b" else 1.0) for g in graph.groups])
+    closed = size.flat({name: torch.zeros(graph.by_name[name].units, dtype=torch.bool) for name in "ab"})
+    budget = Budget(speedup=1 / float(Budget(speedup=2.0).cost(size, closed.double())))
+    assert torch.equal(land(budget, size, scores).flat, closed)
+    assert not size.keep(least(size))["a"].any()
+    file = export.to_onnx(surgery.cut(model, graph, size.keep(closed)), x, tmp_path / "small.onnx")
+    assert [layer.weight for layer in export.layers_of(file.path, runs=1)[0]] == ["stem.weight"]
 
 
 def test_a_speed_up_needs_a_size_that_knows_milliseconds() -> None:
