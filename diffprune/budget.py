@@ -250,13 +250,13 @@ def unreachable(budget: Budget, share: float, round_to: int) -> BudgetUnreachabl
     """The refusal of a budget, where `share` of the dense cost is the least that can remain."""
     if budget.kind == "speedup":
         fact = f"a speed-up of {budget.asked:.3g} is asked; the largest reachable is {1 / share:.3g}"
-        fix = f"ask for {0.99 / share:.3g} or less"
+        fix, kept = f"ask for {0.99 / share:.3g} or less", "group but whole residual branches keeps"
     else:
         fact = f"{budget.asked:.3g} of the dense {budget.kind} is asked; the least reachable is {share:.3g}"
-        fix = f"ask for {min(share * 1.01, 1):.3g} or more"
+        fix, kept = f"ask for {min(share * 1.01, 1):.3g} or more", "group keeps"
     return BudgetUnreachable(
         fact,
-        at=f"every group keeps at least one step of its width, widths are multiples of {round_to} where they were",
+        at=f"every {kept} at least one step of its width, widths are multiples of {round_to} where they were",
         effect="nothing was cut",
         fix=fix
         + (", or for a smaller round_to" if round_to > 1 else "; `diffprune inspect` lists what is pinned and why"),

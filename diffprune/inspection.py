@@ -110,7 +110,7 @@ def _fastest(asked: Budget, found: Comparison, round_to: int) -> str:
     """How far a budget of speed-up can go here."""
     interval = f"interval {found.low:.2f} to {found.high:.2f}"
     text = (
-        f"speed-up: {found.speedup:.2f}x was measured here, {interval}, with one step of {round_to} left of each group"
+        f"speed-up: {found.speedup:.2f}x was measured here, {interval}, of the smallest network in steps of {round_to}"
     )
     return f"{text}; {asked.asked:g} is {'within' if found.speedup >= asked.asked else 'out of'} reach"
 

@@ -54,7 +54,7 @@ class Stopwatch:
         return export.compare(self.folder / "dense.onnx", file, threads=self.threads, seconds=SECONDS)
 
     def fastest(self, round_to: int, gate_of: Tensor | None = None) -> Comparison:
-        """Dense against the smallest network that can be cut: one step of every group."""
+        """Dense against the smallest network that can be cut."""
         return self.measure(least(self.size, round_to, gate_of))
 
     def require_reachable(self, budget: Budget, round_to: int, gate_of: Tensor | None = None) -> None:
