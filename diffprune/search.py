@@ -51,7 +51,7 @@ def search_(
             group["lr"] = recipe.rate(step, total)
         inputs, labels = unpack(next(batches), device)
         loss = recipe.loss(gated(inputs), labels, answers(parent, inputs))
-        step_(gated, [weights, gates], loss, phase="search", step=step)
+        step_(gated, [weights, gates], loss, phase="search", step=step, limit=recipe.limit)
         on_event({"phase": "search", "step": step + 1, "steps": total, "loss": loss.item(), "macs": macs})
     require_finite(gated, inputs, phase="search")
     follow_(gated, budget, target)

@@ -27,7 +27,8 @@ class Recipe:
     `lr` is the peak; 0.01 is a tenth of the rate such networks are usually trained from scratch with: a larger one
     throws away what a cut network still knows (docs/method.md). `distill` is the share of the loss that imitates the
     dense parent at `temperature`; `hints` the weight of the distance between what the layers of both read, which is
-    added to it.
+    added to it. `clip` is the longest that the gradient of all weights together may be, if anything: training from
+    scratch under a tight budget asks for it, a recovery has a limit of its own.
     """
 
     lr: float = 0.01
@@ -37,6 +38,12 @@ class Recipe:
     temperature: float = 4.0
     hints: float = 200.0
     warm_up: float = 0.05
+    clip: float | None = None
+
+    @property
+    def limit(self) -> float:
+        """Of the gradient's length."""
+        return math.inf if self.clip is None else self.clip
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of a step: linear warm-up, then a half cosine to zero."""
@@ -175,7 +182,7 @@ def fit_(
     device = next(model.parameters()).device
     optimizer = recipe.optimizer(model.parameters())
     model.train()
-    limit = math.inf
+    limit = recipe.limit
     for step in steps:
         inputs, labels = unpack(next(batches), device)
         for group in optimizer.param_groups:
@@ -184,7 +191,7 @@ def fit_(
         if hint is not None and recipe.hints:
             loss = loss + recipe.hints * hint()
         length = step_(model, [optimizer], loss, phase=phase, step=step, limit=limit)
-        limit = length if hint is not None and limit == math.inf else limit
+        limit = min(limit, length) if hint is not None and step == steps.start else limit
         on_event({"phase": phase, "step": step + 1, "steps": total, "loss": loss.item()})
     if steps:
         require_finite(model, inputs, phase=phase)

@@ -138,6 +138,17 @@ def test_frozen_weights_stay_while_the_gates_learn() -> None:
     assert keep.tolist() == [True] * 8 + [False] * 8
 
 
+def test_a_clip_holds_the_gradient_of_the_weights() -> None:
+    def moved(clip: float | None) -> float:
+        gated = attach(Useful(), surgery.trace(Useful(), torch.randn(2, 16)))
+        recipe = Recipe(weight_decay=0.0, clip=clip)
+        options: dict[str, Any] = {"steps": 3, "total": 12, "parent": None, "on_event": lambda event: None}
+        search_(gated, endless(data()), Budget(macs=0.5), recipe, **options)
+        return float((gated.model[0].weight - torch.eye(16)).norm())
+
+    assert moved(1e-4) < 6e-6 < 1e-3 < moved(None)
+
+
 def test_no_steps_change_nothing() -> None:
     gated, events = searched(Useful(), Budget(macs=0.5), steps=0)
     assert events == []

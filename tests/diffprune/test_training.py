@@ -203,11 +203,11 @@ def test_with_hints_no_gradient_is_longer_than_the_first() -> None:
             self.calls += 1
             return super().forward(inputs) * 10**self.calls
 
-    def lengths(hint: Any) -> list[float]:
+    def lengths(hint: Any, clip: float | None = None) -> list[float]:
         torch.manual_seed(0)
         model, moved = Steeper(3, 2, bias=False), []
         batches = iter([(torch.ones(4, 3), torch.tensor([0, 1, 0, 0]))] * 3)
-        recipe = Recipe(lr=1e-6, weight_decay=0.0, distill=0.0)
+        recipe = Recipe(lr=1e-6, weight_decay=0.0, distill=0.0, clip=clip)
         fit_(
             model, batches, recipe, steps=range(3), total=1000, hint=hint, phase="recover",
             on_event=lambda event: moved.append(model.weight.grad.norm().item()),
@@ -218,3 +218,6 @@ def test_with_hints_no_gradient_is_longer_than_the_first() -> None:
     assert free[0] == held[0]
     assert min(free[1:]) > 5 * free[0]
     assert max(held[1:]) <= 1.001 * held[0]
+    clipped = lengths(None, clip=2 * free[0])
+    assert clipped[0] == free[0]
+    assert clipped[1:] == pytest.approx([2 * free[0]] * 2, rel=1e-4)
