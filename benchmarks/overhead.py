@@ -98,18 +98,21 @@ def peak(run: Callable[[], None], resident: int) -> int:
     return resident + max(itertools.accumulate(changes))
 
 
+def table(results: list[Cell]) -> str:
+    head = ("network", "plain step ms", "time", "95 % interval", "plain MB", "memory")
+    return markdown(head, [
+        (r["network"], f"{r['plain_ms']:.0f}", f"{r['time']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}",
+         f"{r['plain_mb']:.0f}", f"{r['memory']:.3f}")
+        for r in results
+    ])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
-    results = run_cells(RESULTS, [{"network": n, "rounds": args.rounds} for n in args.networks], measure)
-    head = ("network", "plain step ms", "time", "95 % interval", "plain MB", "memory")
-    print(markdown(head, [
-        (r["network"], f"{r['plain_ms']:.0f}", f"{r['time']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}",
-         f"{r['plain_mb']:.0f}", f"{r['memory']:.3f}")
-        for r in results
-    ]))
+    print(table(run_cells(RESULTS, [{"network": n, "rounds": args.rounds} for n in args.networks], measure)))
 
 
 if __name__ == "__main__":
