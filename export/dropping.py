@@ -23,8 +23,11 @@ def drop_closed(model: ir.Model) -> int:
 
 def ending_in_sums(path: str | Path) -> set[str]:
     """The weights of a file whose layers would be left out of it if they were zero, by their names there."""
-    layers = [node for node in ir.load(path).graph if node.op_type in LAYERS and _array(node.inputs[1]) is not None]
-    return {str(node.inputs[1].name) for node in layers if node.inputs[1] is not None and _constant(node) is not None}
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for node in ir.load(path).graph:
+        if node.op_type in LAYERS and (weight := node.inputs[1]) is not None and _array(weight) is not None:
+            found[_constant(node) is not None].add(str(weight.name))
+    return found[True] - found[False]  # a weight may serve several layers
 
 
 def _dropped(node: ir.Node) -> bool:

@@ -86,3 +86,28 @@ class Read(nn.Module):
 @pytest.mark.parametrize("model", [Spread(), Read(False), Read(True)], ids=["spread", "other reader", "two readers"])
 def test_a_zero_layer_stays_where_its_shape_or_its_values_matter(model: nn.Module, tmp_path: Path) -> None:
     assert operators(model.eval(), torch.randn(2, 1, 4, 4), tmp_path / "kept.onnx")["Conv"] == 1
+
+
+class Twice(nn.Module):
+    """Two layers end in a sum; the weight of one serves a layer that does not as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.a(x).relu() + self.b(x)
+        return (x + self.b(x).relu() + self.a(x)).sigmoid() + self.a(x).tanh()
+
+
+def test_only_weights_all_of_whose_layers_end_in_sums_are_named(tmp_path: Path) -> None:
+    block, x, _ = tokens()
+    block.eval()(x)
+    export.for_timing(block, x, tmp_path / "tokens.onnx")
+    assert len(export.ending_in_sums(tmp_path / "tokens.onnx")) == 1
+    block, x, _ = convolutions()
+    block.eval()(x)
+    export.for_timing(block, x, tmp_path / "convolutions.onnx")
+    assert export.ending_in_sums(tmp_path / "convolutions.onnx") == {"branch.3.weight"}
+    export.for_timing(Twice().eval(), torch.randn(2, 4, 3, 3), tmp_path / "twice.onnx")
+    assert export.ending_in_sums(tmp_path / "twice.onnx") == set()
