@@ -367,12 +367,17 @@ def _tell(line: str) -> None:
 
 
 def _run(config: Any) -> None:
+    from diffprune.interrupts import Interrupts
     from diffprune.progress import Progress
     from diffprune.report import summary_table
     from diffprune.run import run
 
-    with Progress() as progress:
-        finished = run(config, on_event=progress)
+    def tell(event: dict[str, Any]) -> None:
+        interrupts.check()
+        progress(event)
+
+    with Progress() as progress, Interrupts() as interrupts:
+        finished = run(config, on_event=tell)
     report = finished.report
     warnings = [*report["warnings"], *report["latency"]["cpu"]["warnings"]]
     _print(

@@ -85,6 +85,6 @@ def _bad(folder: Path, fact: str) -> BadRun:
     return BadRun(
         fact,
         at=str(folder),
-        effect="nothing was verified",
+        effect="the run was not read",
         fix="give the folder of a finished run, as diffprune compress left it; copy it again if it is damaged",
     )

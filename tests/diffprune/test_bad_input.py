@@ -166,7 +166,7 @@ def test_compress_from_a_file(here: Path, words: str, fact: str) -> None:
         ("bench text.onnx --precision tf32", "CannotMeasure: precision 'tf32' asked on cpu"),
         ("bench taken text.onnx", "BadConfig: a run's folder is compared by itself"),
         ("bench taken", "BadOnnx: there is no such file"),
-        ("bench taken --runtime eager", "BadConfig: the settings cannot be read"),
+        ("bench taken --runtime eager", "BadRun: manifest.json cannot be read"),
         ("bench taken --runtime eager --input x=3,8,8", "BadConfig: --input is for ONNX files"),
         ("bench text.onnx --json absent/x.json", "BadConfig: --json absent/x.json is in a folder that does not exist"),
         ("bench text.onnx --json taken", "BadConfig: --json taken is a folder"),
