@@ -52,6 +52,11 @@ def command(*words: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+def _hears() -> None:
+    """A shell's background jobs ignore interrupts, and hand that on to what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
 def test_help_comes_without_torch(words: list[str]) -> None:
     code = (
@@ -169,7 +174,7 @@ def test_refusal_and_wrong_usage_are_exit_code_2_in_a_shell() -> None:
 def test_a_run_that_is_stopped_leaves_nothing_that_looks_finished(here: Path, stop: signal.Signals) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
     words = f"compress --model {MODULE}:factory --data digits --image-size 8 --batch 8 --epochs 1000 --macs 0.5"
-    child = command(*words.split(), "--round-to", "1", "--output", "runs/one", restore_signals=True)
+    child = command(*words.split(), "--round-to", "1", "--output", "runs/one", preexec_fn=_hears)
     try:
         assert child.stderr is not None
         for line in child.stderr:
