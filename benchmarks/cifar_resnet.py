@@ -66,10 +66,10 @@ def resnet18() -> nn.Module:
 
 def trained_resnet18(data: Data, device: str, epochs: int = EPOCHS) -> nn.Module:
     """Trained once and remembered in `cache_folder()`."""
+    torch.manual_seed(0)
     model, file = resnet18(), cache_folder() / f"cifar10_resnet18_{epochs}.safetensors"
     if not file.is_file():
-        torch.manual_seed(0)
-        model, total = resnet18().to(device), epochs * len(data.train)
+        model, total = model.to(device), epochs * len(data.train)
         fit_(
             model, endless(data.train), Recipe(lr=0.1, distill=0.0), steps=range(total), total=total, phase="parent",
             on_event=lambda event: None,

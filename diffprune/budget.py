@@ -235,7 +235,7 @@ def least(size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> 
 
 
 def least_share(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> float:
-    """The smallest share of the dense cost that the free channels allow, with one step of every group left."""
+    """The share of the dense cost that the smallest structure has."""
     return float(budget.cost(size, least(size, round_to, gate_of).double()))
 
 
