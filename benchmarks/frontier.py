@@ -1,18 +1,18 @@
 """Accuracy against MACs and against measured CPU latency: diffprune beside torch-pruning's pruners.
 
-    python -m benchmarks.frontier --data PATH
+    python -m benchmarks.frontier --data PATH --precision bfloat16
     python -m benchmarks.frontier --data PATH --device cuda --depth 56 18 --epochs 5 100 --factors 2 2.1 2.57 5
 
 From the same weights, in the same data order, with the same total number of training steps (a search or sparse
 training counts), the same distillation, hints and schedule afterwards; last step, all 10,000 test images. Every
 finished cell is written at once, and a second call continues where the first stopped. Depth 18 is torchvision's
-resnet18 with a 3x3 stem, which is trained first. Latency is measured on the CPU whatever the device.
+resnet18 with a 3x3 stem, which is trained first. When all networks are trained their latency is measured, on the CPU
+whatever the device; until then their ONNX files lie beside the results.
 """
 
 import argparse
 import copy
 import itertools
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,9 +35,13 @@ from diffprune.recover import accuracy, recalibrate_
 from diffprune.training import Recipe, endless, fit_
 
 RESULTS = Path(__file__).parent / "results" / "frontier.json"
+LATENCY = RESULTS.with_name("frontier_latency.json")
+FILES = RESULTS.with_name("frontier")
 PICTURE = Path(__file__).parents[1] / "docs" / "frontier.svg"
 OURS = {"diffprune": 1, "diffprune-4": 4}
 """Ours with widths as they come, like the peers, and with multiples of 4, which onnxruntime computes faster."""
+CELL = ("depth", "epochs", "factor", "method", "seed", "precision")
+"""What tells one cell from the others."""
 NOISE = 1.2
 """An interval whose ends are further apart than this factor tells nothing about a speed-up."""
 BEST_PEERS = ("magnitude", "taylor", "growing-reg")
@@ -54,6 +58,7 @@ class Setup:
     steps: int
     share: float
     seed: int
+    recipe: Recipe
 
 
 def setup(cell: Cell, folder: Path, device: str) -> Setup:
@@ -65,21 +70,22 @@ def setup(cell: Cell, folder: Path, device: str) -> Setup:
     depth = cell["depth"]
     model = trained_resnet18(load_data(spec, batch=128), device) if depth == 18 else pretrained(depth, folder)
     model = model.to(device, memory_format=torch.channels_last)  # a sixth faster to train, also on the CPU
-    return Setup(model, data, x, labels, steps, 1 / cell["factor"], seed)
+    recipe = Recipe(precision=cell.get("precision", "float32"))
+    return Setup(model, data, x, labels, steps, 1 / cell["factor"], seed, recipe)
 
 
 def ours(given: Setup, round_to: int) -> nn.Module:
     train: Any = given.data.train if given.steps else [given.x]
     epochs = given.steps / len(given.data.train)
     return compress(
-        given.model, train, given.data.val, budget=Budget(macs=given.share), epochs=epochs, seed=given.seed,
-        round_to=round_to, device=given.x.device,
+        given.model, train, given.data.val, budget=Budget(macs=given.share), epochs=epochs, recipe=given.recipe,
+        seed=given.seed, round_to=round_to, device=given.x.device,
     ).model
 
 
 def peer(name: str, given: Setup) -> nn.Module:
     torch.manual_seed(given.seed)
-    method, recipe, batches = PEERS[name], Recipe(), endless(given.data.train)
+    method, recipe, batches = PEERS[name], given.recipe, endless(given.data.train)
     dense = copy.deepcopy(given.model)
     kept = outer_layers(dense)
     sparse = round(SPARSE_SHARE * given.steps) if method.regularises else 0
@@ -113,43 +119,62 @@ def measure(cell: Cell, folder: Path, device: str = "cpu") -> Cell:
     name = cell["method"]
     small = ours(given, OURS[name]) if name in OURS else peer(name, given)
     seconds = time.perf_counter() - started
-    right = accuracy(small, given.data.val)[0]
     dense, small, image = given.model.cpu(), small.cpu(), given.x[:1].cpu()
-    with tempfile.TemporaryDirectory() as place:
-        files = [
-            export.to_onnx(model, image, Path(place) / f"{name}.onnx").path
-            for name, model in (("dense", dense), ("small", small))
-        ]
-        latency = export.compare(*files)
     found = {
-        "accuracy": right,
+        "accuracy": accuracy(small, given.data.val)[0],
         "macs_left": macs(small, image) / macs(dense, image),
-        "speedup": latency.speedup,
-        "low": latency.low,
-        "high": latency.high,
         "steps": given.steps,
         "seconds": seconds,
     }
+    FILES.mkdir(parents=True, exist_ok=True)
+    export.to_onnx(small, image, small_file(cell))
+    if not dense_file(cell).exists():
+        export.to_onnx(dense, image, dense_file(cell))
+    print({**cell, **found}, flush=True)
+    return found
+
+
+def small_file(cell: Cell) -> Path:
+    return FILES / f"{'-'.join(str(cell[key]) for key in CELL if key in cell)}.onnx"
+
+
+def dense_file(cell: Cell) -> Path:
+    return FILES / f"{cell['depth']}.onnx"
+
+
+def time_of(cell: Cell) -> Cell:
+    latency = export.compare(dense_file(cell), small_file(cell))
+    found = {"speedup": latency.speedup, "low": latency.low, "high": latency.high}
     print({**cell, **found}, flush=True)
     return found
 
 
 def grid(
-    depths: Iterable[int], epochs: Iterable[float], factors: Iterable[float], seeds: Iterable[int]
+    depths: Iterable[int], epochs: Iterable[float], factors: Iterable[float], seeds: Iterable[int], precision: str
 ) -> list[Cell]:
     """Seed by seed, so that a table can be read early. ResNet-56 not at 3x, and against the best peers only."""
-    cells = []
+    cells: list[Cell] = []
     for seed, depth, epoch, factor in itertools.product(seeds, depths, epochs, factors):
         if depth == 56 and factor == 3:
             continue
         for method in (*OURS, *(PEERS if depth == 20 else BEST_PEERS)):
-            cells.append({"depth": depth, "epochs": epoch, "factor": factor, "method": method, "seed": seed})
+            cell = {"depth": depth, "epochs": epoch, "factor": factor, "method": method, "seed": seed}
+            cells.append({**cell, "precision": precision} if epoch else cell)
     return cells
+
+
+def results() -> list[Cell]:
+    """All that are stored, with their latency where it is known."""
+    timed = stored(LATENCY)[1]
+    return [
+        {**cell, **next((t for t in timed if all(cell.get(key) == t.get(key) for key in CELL)), {})}
+        for cell in stored(RESULTS)[1]
+    ]
 
 
 def steady(results: list[Cell]) -> list[Cell]:
     """Those whose speed-up was measured to within NOISE: not beside too much other work."""
-    return [r for r in results if r["high"] <= NOISE * r["low"]]
+    return [r for r in results if "high" in r and r["high"] <= NOISE * r["low"]]
 
 
 def table(results: list[Cell]) -> str:
@@ -161,7 +186,7 @@ def table(results: list[Cell]) -> str:
         rows.append((
             f"ResNet-{depth}", f"{epochs:g}", f"{factor:g}x", method, spread([100 * r["accuracy"] for r in mine]),
             f"{1 / mean(r['macs_left'] for r in mine):.2f}x",
-            spread([r["speedup"] for r in steady(mine)]) if steady(mine) else "too noisy",
+            spread([r["speedup"] for r in steady(mine)]) if steady(mine) else "unknown",
             f"{mean(r['seconds'] for r in mine) / 60:.1f}", str(len(mine)),
         ))
     head = ("network", "epochs", "asked", "method", "accuracy %", "fewer MACs", "speed-up", "minutes", "seeds")
@@ -215,10 +240,13 @@ def main() -> None:
     parser.add_argument("--factors", type=float, nargs="+", default=[2, 3, 5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="to train on")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="to train in")
     args = parser.parse_args()
-    cells = grid(args.depth, args.epochs, args.factors, args.seeds)
-    print(table(run_cells(RESULTS, cells, lambda cell: measure(cell, args.data, args.device))))
-    picture(stored(RESULTS)[1], PICTURE)
+    cells = grid(args.depth, args.epochs, args.factors, args.seeds, args.precision)
+    trained = run_cells(RESULTS, cells, lambda cell: measure(cell, args.data, args.device))
+    timed = run_cells(LATENCY, cells, time_of)
+    print(table([{**a, **b} for a, b in zip(trained, timed, strict=True)]))
+    picture(results(), PICTURE)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def sparsify_(
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, total)
-        loss = recipe.loss(model(x), labels, answers(parent, x))
+        with recipe.casting(x.device):
+            loss = recipe.loss(model(x), labels, answers(parent, x))
         optimizer.zero_grad()
         loss.backward()
         pruner.regularize(model)
@@ -100,9 +101,10 @@ def pruned(
     Layers named in `kept` keep their outputs. The criterion sees the images `x` and, for its gradients, their `labels`.
     """
     whole, low, high, best = macs(model, x[:1]), 0.0, 1.0, None
+    scored = _scored(model, peer, x, labels)
     for _ in range(12):
         ratio = (low + high) / 2
-        small = _once(model, peer, ratio, kept, x, labels)
+        small = _once(scored, peer, ratio, kept, x)
         if macs(small, x[:1]) <= share * whole:
             high, best = ratio, small
         else:
@@ -111,12 +113,19 @@ def pruned(
     return best
 
 
-def _once(model: nn.Module, peer: Peer, ratio: float, kept: list[str], x: Tensor, labels: Tensor) -> nn.Module:
-    torch.manual_seed(0)
-    small = copy.deepcopy(model).eval()
-    criterion = peer.importance()
+def _scored(model: nn.Module, peer: Peer, x: Tensor, labels: Tensor) -> tuple[nn.Module, Any]:
+    """A copy of `model`, and its criterion with the gradients that it reads."""
+    model, criterion = copy.deepcopy(model).eval(), peer.importance()
     if peer.gradients:
-        peer.gradients(criterion, small, x, labels)
+        peer.gradients(criterion, model, x, labels)
+    return model, criterion
+
+
+def _once(scored: tuple[nn.Module, Any], peer: Peer, ratio: float, kept: list[str], x: Tensor) -> nn.Module:
+    torch.manual_seed(0)
+    small, criterion = copy.deepcopy(scored)
+    for mine, given in zip(small.parameters(), scored[0].parameters(), strict=True):
+        mine.grad = copy.deepcopy(given.grad)  # which a copy of a parameter leaves out
     _pruner(peer, small, x[:2], ratio, [small.get_submodule(name) for name in kept], criterion).step()
     small.zero_grad(set_to_none=True)
     return small

@@ -77,6 +77,9 @@ def compress(
     batch: Annotated[int | None, typer.Option(help="images in a batch  [128]")] = None,
     image_size: Annotated[int | None, typer.Option(help="pixels  [16 for digits, 224 for imagefolder]")] = None,
     lr: Annotated[float | None, typer.Option(help="peak learning rate  [0.01]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, or bfloat16 to train under autocast  [float32]")
+    ] = None,
     gate: Annotated[
         str | None, typer.Option(help="diffprune, diffprune-deterministic or hard-concrete  [diffprune]")
     ] = None,

@@ -45,6 +45,7 @@ class Config(BaseModel):
     batch: int = Field(default=128, ge=1, description="images in a batch, 1 or more")
     image_size: int | None = Field(default=None, ge=1, description="pixels, 1 or more")
     lr: float = Field(default=0.01, gt=0, description="a learning rate above 0")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="float32 or bfloat16")
     gate: Literal["diffprune", "diffprune-deterministic", "hard-concrete"] = Field(
         default="diffprune", description="diffprune, diffprune-deterministic or hard-concrete"
     )

@@ -97,7 +97,7 @@ def _resolved(config: Config, tell: Event) -> Config:
 def _train_parent_(prepared: Prepared, config: Config, tell: Event) -> None:
     train = prepared.data.train
     total = config.parent_epochs * len(train)
-    recipe = Recipe(lr=config.parent_lr, distill=0.0)
+    recipe = Recipe(lr=config.parent_lr, distill=0.0, precision=config.precision)
     fit_(prepared.model, endless(train), recipe, steps=range(total), total=total, phase="parent", on_event=tell)
     prepared.model.eval()
 
@@ -110,7 +110,7 @@ def _compressed(prepared: Prepared, config: Config, budget: Budget, tell: Event)
         budget=budget,
         example_inputs=prepared.example,
         epochs=config.epochs,
-        recipe=Recipe(lr=config.lr),
+        recipe=Recipe(lr=config.lr, precision=config.precision),
         gate=config.gate,
         round_to=int(config.round_to),
         seed=config.seed,

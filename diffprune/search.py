@@ -50,7 +50,8 @@ def search_(
         for group in weights.param_groups:
             group["lr"] = recipe.rate(step, total)
         inputs, labels = unpack(next(batches), device)
-        loss = recipe.loss(gated(inputs), labels, answers(parent, inputs))
+        with recipe.casting(device):
+            loss = recipe.loss(gated(inputs), labels, answers(parent, inputs))
         step_(gated, [weights, gates], loss, phase="search", step=step, limit=recipe.limit)
         on_event({"phase": "search", "step": step + 1, "steps": total, "loss": loss.item(), "macs": macs})
     require_finite(gated, inputs, phase="search")

@@ -32,6 +32,7 @@ settings = st.fixed_dictionaries(
         "batch": st.integers(1, 2**16),
         "image_size": st.integers(1, 4096),
         "lr": positive,
+        "precision": st.sampled_from(["float32", "bfloat16"]),
         "gate": st.sampled_from(["diffprune", "diffprune-deterministic", "hard-concrete"]),
         "round_to": st.one_of(st.integers(1, 64), st.just("auto")),
         "threads": st.integers(1, 64),
