@@ -165,7 +165,7 @@ def grid(
 
 def results() -> list[Cell]:
     """All that are stored, with their latency where it is known."""
-    timed = stored(LATENCY)[1]
+    timed = stored(LATENCY)[1] if LATENCY.exists() else []
     return [
         {**cell, **next((t for t in timed if all(cell.get(key) == t.get(key) for key in CELL)), {})}
         for cell in stored(RESULTS)[1]

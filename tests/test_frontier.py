@@ -10,7 +10,7 @@ from torch import nn
 from zoo import randomised
 
 from benchmarks import frontier
-from benchmarks.cells import stored
+from benchmarks.cells import run_cells
 from benchmarks.cifar_resnet import CifarResNet, trained_resnet18
 from benchmarks.peers import PEERS, macs, pruned, sparsify_
 from diffprune.data import Batches, Data
@@ -77,7 +77,7 @@ def test_a_method_runs_its_steps_on_a_device(
     batches = Batches(8, 4, lambda: iter([(x, labels)] * 4))
     data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
     model = copy.deepcopy(dense).to(device)
-    setup = frontier.Setup(model, data, x.to(device), labels.to(device), 4, 0.6, 0)
+    setup = frontier.Setup(model, data, x.to(device), labels.to(device), 4, 0.6, 0, Recipe())
     small = frontier.ours(setup, 1) if method == "diffprune" else frontier.peer(method, setup)
     assert next(small.parameters()).device.type == device
     assert not small.training
@@ -111,7 +111,9 @@ def test_the_table_and_the_picture_show_every_cell(tmp_path: Path) -> None:
     lines = frontier.table(cells()).splitlines()
     assert lines[2] == "| ResNet-20 | 0 | 2x | diffprune | 84.50 ± 0.71 | 2.00x | 1.50 ± 0.00 | 1.0 | 2 |"
     noisy = [{**cell, "low": 1.0, "high": 2.0} for cell in cells()]
-    assert "| 2.00x | too noisy |" in frontier.table(noisy)
+    assert "| 2.00x | unknown |" in frontier.table(noisy)
+    untimed = [{key: value for key, value in cell.items() if key not in ("speedup", "low", "high")} for cell in cells()]
+    assert "| 2.00x | unknown |" in frontier.table(untimed)
     pytest.importorskip("matplotlib", reason="the bench extra brings the pictures")
     frontier.picture(cells(), tmp_path / "one.svg")
     frontier.picture(cells(), tmp_path / "two.svg")
@@ -120,13 +122,36 @@ def test_the_table_and_the_picture_show_every_cell(tmp_path: Path) -> None:
 
 
 def test_the_grid_asks_resnet56_of_the_best_peers_only() -> None:
-    grid = frontier.grid([20, 56], [0.0, 1.0], [2, 3, 5], [0, 1])
+    grid = frontier.grid([20, 56], [0.0, 1.0], [2, 3, 5], [0, 1], "bfloat16")
     assert len(grid) == 2 * (2 * 3 * (2 + len(PEERS)) + 2 * 2 * 5)
     assert grid[0] == {"depth": 20, "epochs": 0.0, "factor": 2, "method": "diffprune", "seed": 0}
+    assert all(("precision" in cell) == bool(cell["epochs"]) for cell in grid)
+
+
+def test_a_cell_is_trained_first_and_timed_when_all_are(
+    dense: nn.Module, images: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels = images
+    batches = Batches(8, 2, lambda: iter([(x, labels)] * 2))
+    data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
+    given = frontier.Setup(copy.deepcopy(dense), data, x, labels, 2, 0.5, 0, Recipe(precision="bfloat16"))
+    monkeypatch.setattr(frontier, "setup", lambda cell, folder, device: given)
+    for name in ("RESULTS", "LATENCY"):
+        monkeypatch.setattr(frontier, name, tmp_path / f"{name}.json")
+    monkeypatch.setattr(frontier, "FILES", tmp_path / "files")
+    cells = [{"depth": 20, "epochs": 1.0, "factor": 2, "method": "uniform", "seed": 0, "precision": "bfloat16"}]
+    (trained,) = run_cells(frontier.RESULTS, cells, lambda cell: frontier.measure(cell, tmp_path))
+    assert trained["steps"] == 2
+    assert "speedup" not in trained
+    assert "| unknown |" in frontier.table([trained])
+    run_cells(frontier.LATENCY, cells, frontier.time_of)
+    (result,) = frontier.results()
+    assert result["accuracy"] == trained["accuracy"]
+    assert result["low"] <= result["speedup"] <= result["high"]
 
 
 def test_committed_results_give_their_table() -> None:
-    _, results = stored(frontier.RESULTS)
+    results = frontier.results()
     table, root = frontier.table(results), Path(__file__).parents[1]
     assert table in (root / "docs" / "experiments.md").read_text()
     for page in ("README.md", "docs/method.md"):

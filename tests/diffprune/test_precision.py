@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from test_gated import traced
 from torch import Tensor
 
-from diffprune import Budget, GatedModel, MeanCentred, attach
-from diffprune.search import follow_
+from diffprune import Budget, GatedModel, MeanCentred, Recipe, attach
+from diffprune.search import follow_, search_
+from diffprune.training import endless, fit_
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -71,3 +72,38 @@ def test_a_step_of_a_users_loop_with_autocast_accumulation_and_scaling(dtype: to
     assert gated.logits.isfinite().all()
     assert not torch.equal(gated.logits, before)
     assert all(p.dtype == torch.float32 for p in gated.parameters())
+
+
+@pytest.mark.parametrize("searching", [True, False], ids=["search", "recover"])
+def test_a_recipe_in_bfloat16_trains_close_to_float32_and_keeps_weights_in_it(searching: bool) -> None:
+    """Close, but not the same: the networks did run in bfloat16."""
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        gated, x = prepared("layer_norm_mlp")
+        start = torch.cat([p.detach().flatten() for p in gated.parameters()])
+        parent, _, _ = traced("layer_norm_mlp")
+        labels = torch.zeros(len(x), dtype=torch.long)
+        recipe, batches = Recipe(lr=0.05, precision=precision), endless([(x, labels)])
+        seen: list[dict[str, float]] = []
+        if searching:
+            search_(
+                gated, batches, Budget(macs=0.6), recipe, steps=3, total=3, parent=parent.float(), on_event=seen.append
+            )
+        else:
+            model = gated.folded(torch.ones(len(gated.gate_of), dtype=torch.bool))
+            fit_(model, batches, recipe, steps=range(3), total=3, parent=parent.float(), phase="x", on_event=seen.append)
+        trained = gated if searching else model
+        assert all(p.dtype == torch.float32 for p in trained.parameters())
+        ends[precision] = torch.cat([p.detach().flatten() for p in trained.parameters()])
+    moved = (ends["float32"] - start[-len(ends["float32"]):]).norm()
+    apart = (ends["bfloat16"] - ends["float32"]).norm()
+    assert 0 < apart < 0.1 * moved
+
+
+def test_a_loss_is_taken_in_float32() -> None:
+    output, labels = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+    half = output.bfloat16()
+    for parent in (None, half.flip(0)):
+        loss = Recipe().loss(half, labels, parent)
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, Recipe().loss(half.float(), labels, None if parent is None else parent.float()))
