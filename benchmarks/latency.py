@@ -27,7 +27,7 @@ from benchmarks.peers import PEERS, macs, pruned
 from benchmarks.torchvision_models import randomised_
 from diffprune import Budget
 from diffprune.errors import BudgetUnreachable
-from diffprune.score import as_logits, per_cost
+from diffprune.score import as_logits
 from diffprune.stopwatch import stopwatch
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
@@ -58,8 +58,8 @@ def ours(model: nn.Module, example: Tensor, cell: Cell) -> Cell:
         started = time.perf_counter()
         watch = stopwatch(model, graph, example, Path(folder), step=cell["step"], threads=1, tell=listen)
         built = time.perf_counter() - started
-        random = torch.rand(graph.units, generator=torch.Generator().manual_seed(0)).double()
-        scores = as_logits(per_cost(random, budget, watch.size))
+        # Not divided by cost: the same share of every layer goes, as torch-pruning's random importance has it.
+        scores = as_logits(torch.rand(graph.units, generator=torch.Generator().manual_seed(0)))
         try:
             watch.require_reachable(budget, cell["step"])
             landing, _ = watch.land(budget, scores, cell["step"], None, listen)
