@@ -212,9 +212,9 @@ def picture(results: list[Cell], path: Path) -> None:
                     if points:
                         x, y, error = zip(*points, strict=True)
                         axes.errorbar(x, y, error, marker="o", ms=3, label=method, **_style(method))
-                axes.set(xlabel=label, ylabel="accuracy %", title=f"ResNet-{depth}, {epochs:g} epochs")
+                axes.set(xlabel=label, ylabel="accuracy %", title=f"ResNet-{depth}, epochs: {epochs:g}")
                 axes.grid(alpha=0.3)
-        panels[0][0].legend(fontsize="small")
+        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
         figure.savefig(path, metadata={"Date": None})
 
 
