@@ -265,6 +265,9 @@ def quantize(
     target: Annotated[
         str | None, typer.Option(help="of int8: x86 (this CPU), x86-vnni, x86-avx2 or tensorrt  [x86]")
     ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="where the data of the run lies here, as for compress  [as the run has it]")
+    ] = None,
 ) -> None:
     """Make the pruned network of a run smaller still.
 
@@ -276,7 +279,7 @@ def quantize(
     from diffprune.quantizing import quantize_run
 
     with Progress() as progress:
-        report = quantize_run(run, precision=precision, target=target, on_event=progress)
+        report = quantize_run(run, precision=precision, target=target, data=data, on_event=progress)
     _print("", *quantized_lines(report))
 
 

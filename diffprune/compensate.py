@@ -27,10 +27,11 @@ def compensate_(
 ) -> None:
     """Fit the weights of a cut network, layer by layer in the order of its forward, without labels or gradients.
 
-        W = W0 + (Y - A W0)^T A (A^T A + l I)^-1       l = RIDGE * mean of the diagonal of A^T A
+        W = W0 + (Y - A W0^T)^T A (A^T A + l I)^-1     l = RIDGE * mean of the diagonal of A^T A
 
-    A is what a layer of the cut network reads at sampled places of the images `x`, of shape (N, ...), Y what the same
-    layer gives in `parent` there; both are centred, since a bias or the next normalisation takes the mean. All happens
+    A, shape (places, inputs), is what a layer of the cut network reads at sampled places of the images `x`, of shape
+    (N, ...), Y, shape (places, outputs), what the same layer gives in `parent` there. Both are centred where a bias
+    that may change or the BatchNorm behind the layer takes the mean. All happens
     in one forward of each network: when a layer of the cut one runs, those before it are fitted already, and its
     BatchNorm statistics are those of `x`. Plain linear layers and convolutions of one group are fitted; others, and
     frozen ones, stay.
@@ -119,7 +120,7 @@ class _Fit:
                     effect="the run was stopped",
                     fix="look for such values in the data; after training, lower the learning rate",
                 )
-            _fit_(layer, read, given)
+            _fit_(layer, read, given, normed=name in self.norms)
 
     def _missing(self, name: str, layer: nn.Module) -> Tensor:
         """What the output of the layer has to make up for in the sum that it enters, at the places of its rows."""
@@ -153,13 +154,16 @@ def _scalable(norm: Any) -> bool:
     return bool(norm.affine and norm.weight.requires_grad and norm.bias.requires_grad)
 
 
-def _fit_(layer: nn.Module, read: Tensor, wanted: Tensor) -> None:
+def _fit_(layer: nn.Module, read: Tensor, wanted: Tensor, *, normed: bool) -> None:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     old = weight.flatten(1).double()
     read, wanted = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (read, wanted))
+    if bias is not None and not bias.requires_grad:
+        wanted, bias = wanted - bias, None
     mean, target = read.mean(0), wanted.mean(0)
-    read, wanted = read - mean, wanted - target
+    if bias is not None or normed:
+        read, wanted = read - mean, wanted - target
     missing = wanted - read @ old.to(read).T
     ridge = RIDGE * read.square().mean(0).mean().clamp_min(1e-12).double() * len(read)
     # Products in float32 are enough with a ridge; the system is solved in double, for it may be near singular.

@@ -33,7 +33,12 @@ CALIBRATION_BATCH = 32
 
 
 def quantize_run(
-    folder: Path, *, precision: str = "int8", target: str | None = None, on_event: Event | None = None
+    folder: Path,
+    *,
+    precision: str = "int8",
+    target: str | None = None,
+    data: str | None = None,
+    on_event: Event | None = None,
 ) -> dict[str, Any]:
     """Everything `diffprune quantize` does: RUN/pruned-PRECISION.onnx and a .json beside it, whose content is returned.
 
@@ -44,6 +49,7 @@ def quantize_run(
         folder: what `run` has written.
         precision: int8 or fp16.
         target: x86 (the default), x86-vnni, x86-avx2 or tensorrt, see `export.quantize`; of int8 only.
+        data: where the data of the run lies here: its files say the last name of an absolute path only.
 
     Raises:
         BadRun: the folder is not that of a finished run.
@@ -53,19 +59,21 @@ def quantize_run(
     _require_known(precision, target)
     config = _config(folder)
     tell = on_event or (lambda event: None)
-    data = load_data(config.data, image_size=config.image_size, batch=config.batch, seed=config.seed, augment=False)
+    loaded = load_data(
+        data or config.data, image_size=config.image_size, batch=config.batch, seed=config.seed, augment=False
+    )
     name = f"pruned-{precision}"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".quantize-") as drafts:
         draft = Path(drafts) / f"{name}.onnx"
         tell({"phase": "calibrate"})
-        images = list(_images(data.train))
+        images = list(_images(loaded.train))
         if precision == "int8":
             small = export.quantize(folder / "pruned.onnx", draft, images, target=target or "x86")
         else:
             small = export.to_fp16(folder / "pruned.onnx", draft, images)
         files = {"dense": folder / "dense.onnx", "pruned": folder / "pruned.onnx", precision: draft}
         tell({"phase": "validate"})
-        judged = _judged(files, precision, data.val, config.threads)
+        judged = _judged(files, precision, loaded.val, config.threads)
         tell({"phase": "compare"})
         compared = {
             f"{one}_{other}": _compared(files[one], files[other], config)

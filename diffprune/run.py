@@ -20,7 +20,7 @@ from diffprune.report import render
 from diffprune.runfolder import RunFolder, create
 from diffprune.shipping import latency, measured, origin_of, save_dense, write_networks
 from diffprune.training import Event, Recipe, endless, fit_
-from diffprune.verdict import verdict
+from diffprune.verdict import missed, verdict
 
 
 @dataclass(frozen=True)
@@ -146,4 +146,4 @@ def _shipped(
         "warnings": [*diary.warnings, *result.report["warnings"], *([note] if note else [])],
         "curve": diary.curve,
     }
-    return {**report, "verdict": verdict(report)}
+    return {**report, "warnings": [*report["warnings"], *missed(report)], "verdict": verdict(report)}

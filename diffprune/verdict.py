@@ -15,6 +15,18 @@ def verdict(report: Mapping[str, Any]) -> str:
     return f"The pruned network is {speed} on this CPU with {saved:.1f} % fewer MACs, and {_moved(points)}."
 
 
+def missed(report: Mapping[str, Any]) -> list[str]:
+    """A sentence if the final files are slower than the speed-up that was asked, and met while the cut was chosen."""
+    budget, latency = report["budget"], report["latency"]["cpu"]
+    if budget["kind"] != "speedup" or latency["high"] >= budget["asked"]:
+        return []
+    return [
+        f"{_times(budget['asked'])} was asked and {_times(budget['reached'])} measured while the cut was chosen, but the "
+        f"final files are {speed_in_words(latency['speedup'], latency['low'], latency['high'])}; the machine was not the "
+        "same at both times: diffprune verify measures again"
+    ]
+
+
 def speed_in_words(ratio: float, low: float, high: float) -> str:
     """dense latency / pruned latency with its interval: faster or slower only if the whole interval says so."""
     if low <= 1 <= high:
