@@ -1,8 +1,11 @@
 """Benchmarks made of cells: each finished cell is written at once, and a second call continues where one stopped."""
 
+import fcntl
 import json
+import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -26,11 +29,23 @@ def run_cells(path: Path, cells: list[Cell], measure: Callable[[Cell], Cell]) ->
         known = next((r for r in _done(path) if cell.items() <= r.items()), None)
         if known is None or "failure" in known:
             known = {**cell, **measure(cell)}
-            others = [r for r in _done(path) if not cell.items() <= r.items()]  # another process may have written
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, as_json({"machine": machine(), "cells": [*others, known]}))
+            with alone_in(path.parent):
+                others = [r for r in _done(path) if not cell.items() <= r.items()]
+                write_atomically(path, as_json({"machine": machine(), "cells": [*others, known]}))
         results.append(known)
     return results
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _done(path: Path) -> list[Cell]:

@@ -44,7 +44,8 @@ CELL = ("depth", "epochs", "factor", "method", "seed", "precision")
 """What tells one cell from the others."""
 NOISE = 1.2
 """An interval whose ends are further apart than this factor tells nothing about a speed-up."""
-BEST_PEERS = ("magnitude", "taylor", "growing-reg")
+BEST_PEERS = ("taylor", "magnitude", "uniform")
+"""Of the grid of ResNet-20."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def peer(name: str, given: Setup) -> nn.Module:
     sparse = round(SPARSE_SHARE * given.steps) if method.regularises else 0
     layers = [dense.get_submodule(n) for n in kept]
     sparsify_(dense, method, layers, batches, recipe, steps=sparse, total=given.steps, parent=given.model)
-    small = pruned(dense, method, given.share, kept, given.x, given.labels)
-    recalibrate_(small, [given.x])
+    small = pruned(dense, method, given.share, kept, given.x, given.labels, given.seed)
+    recalibrate_(small, given.data.train if given.steps else [given.x])  # as ours, which reads the same batches then
     with hinting(small, given.model, same_inputs(small, given.model), {}) as hint:
         fit_(
             small, batches, recipe, steps=range(sparse, given.steps), total=given.steps, parent=given.model, hint=hint,
@@ -135,7 +136,7 @@ def measure(cell: Cell, folder: Path, device: str = "cpu") -> Cell:
 
 
 def small_file(cell: Cell) -> Path:
-    return FILES / f"{'-'.join(str(cell[key]) for key in CELL if key in cell)}.onnx"
+    return FILES / "{depth}-{epochs:g}-{factor:g}-{method}-{seed}-{precision}.onnx".format(**{"precision": "", **cell})
 
 
 def dense_file(cell: Cell) -> Path:
@@ -177,14 +178,20 @@ def steady(results: list[Cell]) -> list[Cell]:
     return [r for r in results if "high" in r and r["high"] <= NOISE * r["low"]]
 
 
+def training(cell: Cell) -> str:
+    """Epochs, and the precision if it is not float32."""
+    precision = cell.get("precision", "float32")
+    return f"{cell['epochs']:g}" + (f" {precision}" if precision != "float32" else "")
+
+
 def table(results: list[Cell]) -> str:
     """One line for each setting and method: mean and sample standard deviation over the seeds."""
-    rows, seen = [], dict.fromkeys((r["depth"], r["epochs"], r["factor"], r["method"]) for r in results)
-    for depth, epochs, factor, method in sorted(seen, key=lambda key: key[:3]):
-        mine = [r for r in results if (r["depth"], r["epochs"], r["factor"], r["method"]) == (
-            depth, epochs, factor, method)]
+    rows, seen = [], dict.fromkeys((r["depth"], training(r), r["factor"], r["method"]) for r in results)
+    for depth, trained, factor, method in sorted(seen, key=lambda key: key[:3]):
+        mine = [r for r in results if (r["depth"], training(r), r["factor"], r["method"]) == (
+            depth, trained, factor, method)]
         rows.append((
-            f"ResNet-{depth}", f"{epochs:g}", f"{factor:g}x", method, spread([100 * r["accuracy"] for r in mine]),
+            f"ResNet-{depth}", trained, f"{factor:g}x", method, spread([100 * r["accuracy"] for r in mine]),
             f"{1 / mean(r['macs_left'] for r in mine):.2f}x",
             spread([r["speedup"] for r in steady(mine)]) if steady(mine) else "unknown",
             f"{mean(r['seconds'] for r in mine) / 60:.1f}", str(len(mine)),
@@ -198,21 +205,21 @@ def picture(results: list[Cell], path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    settings = sorted({(r["depth"], r["epochs"]) for r in results})
+    settings = sorted({(r["depth"], training(r)) for r in results})
     methods = [m for m in (*OURS, *PEERS) if any(r["method"] == m for r in results)]
     with rc_context({"svg.hashsalt": "frontier"}):  # the same file from the same results
         figure = Figure(figsize=(10, 3.6 * len(settings)), layout="constrained")
         panels = figure.subplots(len(settings), 2, squeeze=False)
-        for (depth, epochs), row in zip(settings, panels, strict=True):
+        for (depth, trained), row in zip(settings, panels, strict=True):
             for axes, key, label in zip(row, ("macs", "latency"), ("MACs left", "latency left"), strict=True):
                 for method in methods:
-                    mine = [r for r in results if (r["depth"], r["epochs"], r["method"]) == (depth, epochs, method)]
+                    mine = [r for r in results if (r["depth"], training(r), r["method"]) == (depth, trained, method)]
                     mine = steady(mine) if key == "latency" else mine
                     points = [_point(mine, factor, key) for factor in sorted({r["factor"] for r in mine})]
                     if points:
                         x, y, error = zip(*points, strict=True)
                         axes.errorbar(x, y, error, marker="o", ms=3, label=method, **_style(method))
-                axes.set(xlabel=label, ylabel="accuracy %", title=f"ResNet-{depth}, epochs: {epochs:g}")
+                axes.set(xlabel=label, ylabel="accuracy %", title=f"ResNet-{depth}, epochs: {trained}")
                 axes.grid(alpha=0.3)
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
         figure.savefig(path, metadata={"Date": None})

@@ -94,17 +94,18 @@ def sparsify_(
 
 
 def pruned(
-    model: nn.Module, peer: Peer, share: float, kept: list[str], x: Tensor, labels: Tensor
+    model: nn.Module, peer: Peer, share: float, kept: list[str], x: Tensor, labels: Tensor, seed: int = 0
 ) -> nn.Module:
     """A copy of `model` with the largest pruning that leaves at most `share` of its MACs, found by bisection.
 
-    Layers named in `kept` keep their outputs. The criterion sees the images `x` and, for its gradients, their `labels`.
+    Layers named in `kept` keep their outputs. The criterion sees the images `x` and, for its gradients, their `labels`;
+    a random one draws from `seed`.
     """
     whole, low, high, best = macs(model, x[:1]), 0.0, 1.0, None
     scored = _scored(model, peer, x, labels)
     for _ in range(12):
         ratio = (low + high) / 2
-        small = _once(scored, peer, ratio, kept, x)
+        small = _once(scored, peer, ratio, kept, x, seed)
         if macs(small, x[:1]) <= share * whole:
             high, best = ratio, small
         else:
@@ -121,8 +122,10 @@ def _scored(model: nn.Module, peer: Peer, x: Tensor, labels: Tensor) -> tuple[nn
     return model, criterion
 
 
-def _once(scored: tuple[nn.Module, Any], peer: Peer, ratio: float, kept: list[str], x: Tensor) -> nn.Module:
-    torch.manual_seed(0)
+def _once(
+    scored: tuple[nn.Module, Any], peer: Peer, ratio: float, kept: list[str], x: Tensor, seed: int
+) -> nn.Module:
+    torch.manual_seed(seed)
     small, criterion = copy.deepcopy(scored)
     for mine, given in zip(small.parameters(), scored[0].parameters(), strict=True):
         mine.grad = copy.deepcopy(given.grad)  # which a copy of a parameter leaves out

@@ -15,6 +15,9 @@ from surgery import SizeModel
 TOLERANCE = 0.01
 """A structure this close below its budget has met it."""
 
+ROUNDING = 1e-9
+"""Of shares, relative: 1 / (1 / x) may lie below x."""
+
 
 COSTS = {"macs": "macs", "params": "params", "speedup": "latency"}
 """What each kind of budget limits, as `SizeModel` and `TimedSize` name it."""
@@ -132,7 +135,9 @@ def land(
     require_reachable(budget, size, round_to, gate_of)
     grid, bundled, fewest = steps(size, round_to), _bundled(size, gate_of), _fewest(size)
     flat = scores.detach().cpu().double()
-    parts, needed = flat.split(_units(size)), _needed(size, flat, gate_of).split(_units(size))
+    # Of bundles that cannot all go the best stays, or the one that the smallest structure has if the best is too dear.
+    rich = least_share(budget, size, round_to, gate_of, flat) > budget.share * (1 + ROUNDING)
+    parts, needed = flat.split(_units(size)), _needed(size, None if rich else flat, gate_of).split(_units(size))
     order = [part.argsort(descending=True, stable=True) for part in parts]
 
     def widths(threshold: float) -> list[int]:
@@ -149,15 +154,14 @@ def land(
     def cost(counts: list[int], threshold: float) -> float:
         return float(budget.cost(size, opened(counts, threshold).double()))
 
-    levels = flat.unique().tolist()
+    levels, limit = flat.unique().tolist(), budget.share * (1 + ROUNDING)
     low, high = -1, len(levels) - 1  # levels[high] fits, levels[low] does not; -1 is left to _fill
     while high - low > 1:
         middle = (low + high) // 2
-        fits = cost(widths(levels[middle]), levels[middle]) <= budget.share
-        low, high = (low, middle) if fits else (middle, high)
+        low, high = (low, middle) if cost(widths(levels[middle]), levels[middle]) <= limit else (middle, high)
     level = levels[high]
     loose = [i for i, together in enumerate(bundled) if not together]
-    counts = _fill(widths(level), loose, grid, parts, order, lambda c: cost(c, level) <= budget.share)
+    counts = _fill(widths(level), loose, grid, parts, order, lambda c: cost(c, level) <= limit)
     reached = cost(counts, level)
     short = reached < budget.share * (1 - TOLERANCE)
     step = f"step of {round_to} channels" if loose else "bundle of units"
@@ -215,34 +219,46 @@ def _bundled(size: SizeModel, gate_of: Tensor | None) -> list[bool]:
     return [bool(part.any()) for part in shared.split(_units(size))]
 
 
-def _needed(size: SizeModel, scores: Tensor, gate_of: Tensor | None) -> Tensor:
-    """Units, shape (units,), of bundled groups that cannot be closed altogether: those of the best gate of each."""
+def _needed(size: SizeModel, scores: Tensor | None, gate_of: Tensor | None) -> Tensor:
+    """Units, shape (units,), of bundled groups that cannot be closed altogether: those of the best gate of each.
+
+    Without scores, of the first gate of each.
+    """
     found = torch.zeros(size.units, dtype=torch.bool)
     start = 0
     for group, bundled in zip(size.graph.groups, _bundled(size, gate_of), strict=True):
         if gate_of is not None and bundled and not group.droppable:
-            best = start + int(scores[start : start + group.units].argmax())
+            best = start if scores is None else start + int(scores[start : start + group.units].argmax())
             found |= gate_of.cpu() == gate_of[best].cpu()
         start += group.units
     return found
 
 
-def least(size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> Tensor:
-    """The smallest structure: of every group one step is open, or none if that may be. Boolean of shape (units,)."""
+def least(size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None, scores: Tensor | None = None) -> Tensor:
+    """The smallest structure: of every group one step is open, or none if that may be. Boolean of shape (units,).
+
+    Of bundles that cannot all go the first one is open, or the one with the best of the `scores`, shape (units,).
+    """
     rows = zip(size.graph.groups, steps(size, round_to), _fewest(size), _bundled(size, gate_of), strict=True)
     flags = torch.cat([torch.arange(g.units) < step * fewest * (not bundled) for g, step, fewest, bundled in rows])
-    return _without_the_unread(size, flags | _needed(size, flags.double(), gate_of))
+    return _without_the_unread(size, flags | _needed(size, scores, gate_of))
 
 
-def least_share(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> float:
+def least_share(
+    budget: Budget,
+    size: SizeModel,
+    round_to: int = 1,
+    gate_of: Tensor | None = None,
+    scores: Tensor | None = None,
+) -> float:
     """The share of the dense cost that the smallest structure has."""
-    return float(budget.cost(size, least(size, round_to, gate_of).double()))
+    return float(budget.cost(size, least(size, round_to, gate_of, scores).double()))
 
 
 def require_reachable(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> None:
     """Raises BudgetUnreachable."""
     share = least_share(budget, size, round_to, gate_of)
-    if share > budget.share:
+    if share > budget.share * (1 + ROUNDING):
         raise unreachable(budget, share, round_to)
 
 

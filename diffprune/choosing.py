@@ -71,21 +71,23 @@ def choose(
     Without steps the scores decide alone. A `watch` measures what is chosen until the speed-up asked is met.
     """
 
+    aim = watch.predictable(budget, round_to, gated.gate_of) if watch else budget
+
     def landed() -> Landing:
-        return land(budget, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
+        return land(aim, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
 
     frozen = not any(p.requires_grad for p in parent.parameters())
     steps = min(max(round((1.0 if frozen else SEARCH_SHARE) * total), 1), total)
     start = landing = landed()
-    search_(gated, batches, budget, recipe, steps=steps, total=total, parent=parent, on_event=tell)
+    search_(gated, batches, aim, recipe, steps=steps, total=total, parent=parent, on_event=tell)
     if steps:
         landing = landed()
-    warnings = concerns(gated, budget, landing, start.flat, steps) + untouched(gated.size, round_to)
-    met = {"reached": landing.reached, "note": landing.note}
+    met, doubts = {"reached": landing.reached, "note": landing.note}, []
     if watch:
         landing, measured = watch.land(budget, gated.scores(), round_to, gated.gate_of, tell)
-        warnings += watch.doubts(measured)
+        doubts = watch.doubts(measured)
         met = {"reached": measured.speedup, "low": measured.low, "high": measured.high, "note": None}
     met = {"kind": budget.kind, "asked": budget.asked, **met, "round_to": round_to}
+    warnings = concerns(gated, aim, landing, start.flat, steps) + untouched(gated.size, round_to) + doubts
     network = gated.folded(landing.flat) if steps else parent
     return Choice(network, gated.size.keep(landing.flat), met, steps, warnings)

@@ -3,13 +3,16 @@
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import export
 import surgery
@@ -95,20 +98,21 @@ def compress(
     _refuse_iterators(train=train, val=val)
     torch.manual_seed(seed)
     parent = copy.deepcopy(model).to(device).eval()
-    images = _calibration(train, torch.device(device))
-    example = images[:2] if example_inputs is None else example_inputs
+    images, batches = _calibration(train, torch.device(device))
+    example = images[:2] if example_inputs is None else _moved(example_inputs, device)
     graph = surgery.trace(parent, example)
     gated = attach(parent, graph, gate=gate, bundles=bundles(graph) if callable(bundles) else bundles)
     timed = budget.kind == "speedup"
     step = round_to or (export.probe_step(threads=threads).multiple if timed else 1)
-    batches, total = endless(train), round(epochs * _length(train)) if epochs else 0
+    total = round(epochs * _length(train)) if epochs else 0
     with tempfile.TemporaryDirectory() as folder:
         watch = None
         if timed:
             watch = stopwatch(parent, graph, example, Path(folder), step=step, threads=threads, tell=tell)
             gated.size = watch.size
             watch.require_reachable(budget, step, gated.gate_of)
-        require_reachable(budget, gated.size, step, gated.gate_of)
+        else:
+            require_reachable(budget, gated.size, step, gated.gate_of)
         score_(gated, parent, images[:SCORED], scores, budget)
         dense_accuracy, examples = accuracy(parent, val)
         tell({"phase": "dense", "accuracy": dense_accuracy})
@@ -130,7 +134,8 @@ def compress(
         tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
         if total:
             steps = range(choice.search_steps, total)
-            with hinting(small, parent, hinted(graph), graph.checked(keep)[1]) as hint:
+            hints = hinting(small, parent, hinted(graph), graph.checked(keep)[1]) if recipe.hints else nullcontext()
+            with hints as hint:
                 fit_(
                     small, batches, recipe, steps=steps, total=total, parent=parent, hint=hint, phase="recover",
                     on_event=tell,
@@ -166,17 +171,26 @@ def compress(
     return Result(small, keep, report)
 
 
-def _calibration(train: Batches, device: torch.device) -> Tensor:
-    """Inputs of the first batches: CALIBRATION, or as many as ELEMENTS allow, at least one batch. Raises BadData."""
-    parts: list[Tensor] = []
-    for batch in train:
+def _calibration(train: Batches, device: torch.device) -> tuple[Tensor, Iterator[Any]]:
+    """Inputs of the first batches, and all batches, these first: images that are looked at are trained on in turn.
+
+    CALIBRATION inputs, or as many as ELEMENTS allow, at least one batch and at most one epoch. Raises BadData.
+    """
+    epoch, seen, parts = iter(train), [], []
+    for batch in epoch:
+        seen.append(batch)
         parts.append(unpack(batch, device)[0])
         wanted = min(CALIBRATION, ELEMENTS // max(parts[0][0].numel(), 1))
         if sum(map(len, parts)) >= wanted:
             break
     if not parts:
         raise _bad_data("the training data is empty", "give at least one training batch")
-    return torch.cat(parts)[: max(wanted, len(parts[0]))]
+    return torch.cat(parts)[: max(wanted, len(parts[0]))], chain(seen, epoch, endless(train))
+
+
+def _moved(example: ExampleInputs, device: str | torch.device) -> ExampleInputs:
+    moved: ExampleInputs = tree_map_only(Tensor, lambda value: value.to(device), example)
+    return moved
 
 
 def _refuse_iterators(**batches: Batches) -> None:
@@ -194,8 +208,11 @@ def _bad_data(fact: str, fix: str) -> BadData:
 
 
 def _length(train: Batches) -> int:
-    """Batches in an epoch."""
-    return len(train) if isinstance(train, Sized) else sum(1 for _ in train)
+    """Batches in an epoch. Loaders of iterable data sets have a __len__ that raises."""
+    try:
+        return len(train)  # type: ignore[arg-type]
+    except TypeError:
+        return sum(1 for _ in train)
 
 
 def _groups(size: surgery.SizeModel, keep: dict[str, Tensor]) -> list[dict[str, Any]]:

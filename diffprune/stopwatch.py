@@ -57,6 +57,11 @@ class Stopwatch:
         """Dense against the smallest network that can be cut."""
         return self.measure(least(self.size, round_to, gate_of))
 
+    def predictable(self, budget: Budget, round_to: int, gate_of: Tensor | None = None) -> Budget:
+        """`budget`, or the most that the table expects of the smallest network, which may measure faster."""
+        share = max(budget.share, least_share(budget, self.size, round_to, gate_of))
+        return Budget(speedup=1 / min(share, LARGEST))
+
     def require_reachable(self, budget: Budget, round_to: int, gate_of: Tensor | None = None) -> None:
         """Raises BudgetUnreachable by measuring the smallest network, unless the prediction leaves no doubt."""
         if NEAR / least_share(budget, self.size, round_to, gate_of) > budget.asked:
@@ -75,9 +80,8 @@ class Stopwatch:
         Raises BudgetUnreachable with the largest that was measured.
         """
         found: list[tuple[Landing, Comparison]] = []
-        share, floor = budget.share, least_share(budget, self.size, round_to, gate_of)
+        expected = self.predictable(budget, round_to, gate_of)
         for _ in range(TRIES):
-            expected = Budget(speedup=1 / min(max(share, floor), LARGEST))
             landing = land(expected, self.size, scores, round_to=round_to, gate_of=gate_of)
             if any(torch.equal(landing.flat, other.flat) for other, _ in found):
                 break
@@ -95,6 +99,7 @@ class Stopwatch:
             if budget.asked <= measured.speedup <= (1 + EXCESS) * budget.asked:
                 break
             share = landing.reached * measured.speedup / ((1 + AIM) * budget.asked)
+            expected = self.predictable(Budget(speedup=max(1 / share, 1 / LARGEST)), round_to, gate_of)
         enough = [pair for pair in found if pair[1].speedup >= budget.asked]
         if enough:
             return min(enough, key=lambda pair: pair[1].speedup)

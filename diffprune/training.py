@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,10 @@ class Recipe:
     warm_up: float = 0.05
     clip: float | None = None
     precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision is one of {', '.join(get_args(Precision))}; got {self.precision!r}")
 
     @property
     def limit(self) -> float:
@@ -204,7 +208,7 @@ def fit_(
             group["lr"] = recipe.rate(step, total)
         with recipe.casting(device):
             loss = recipe.loss(model(inputs), labels, answers(parent, inputs))
-            if hint is not None and recipe.hints:
+            if hint is not None:
                 loss = loss + recipe.hints * hint()
         length = step_(model, [optimizer], loss, phase=phase, step=step, limit=limit)
         limit = min(limit, length) if hint is not None and step == steps.start else limit

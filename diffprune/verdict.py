@@ -20,10 +20,10 @@ def missed(report: Mapping[str, Any]) -> list[str]:
     budget, latency = report["budget"], report["latency"]["cpu"]
     if budget["kind"] != "speedup" or latency["high"] >= budget["asked"]:
         return []
+    now = speed_in_words(latency["speedup"], latency["low"], latency["high"])
     return [
-        f"{_times(budget['asked'])} was asked and {_times(budget['reached'])} measured while the cut was chosen, but the "
-        f"final files are {speed_in_words(latency['speedup'], latency['low'], latency['high'])}; the machine was not the "
-        "same at both times: diffprune verify measures again"
+        f"{_times(budget['asked'])} was asked, and {_times(budget['reached'])} measured while the cut was chosen, but "
+        f"the final files are {now}: the machine was not the same at both times; diffprune verify measures again"
     ]
 
 

@@ -1,11 +1,12 @@
 """The latency of single layers at several widths, measured on the target runtime and remembered."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from export.profiling import NodeTime, profile
 
 Widths = tuple[int, int]
 """Channels in and out of a layer."""
+
+PORTION = 1 << 28
+"""Bytes of weights measured side by side: an ONNX file holds less than 2 GB, and VGG's first linear layer at all the
+widths of its table is 8."""
 
 RUNS = 12
 """Of which the fastest counts: other work on the machine only adds. How well it repeats was not measured by itself."""
@@ -128,8 +133,8 @@ def layer_table(
     for done, (kind, pairs) in enumerate(wanted.items()):
         on_progress(done, len(wanted))
         missing = [widths for widths in dict.fromkeys(pairs) if kind.entry(widths) not in known]
-        if missing:
-            known |= _measured(kind, missing, threads, batch)
+        for portion in _portions(kind, missing):
+            known |= _measured(kind, portion, threads, batch)
             _write(file, _read(file) | known)
     on_progress(len(wanted), len(wanted))
     return {(kind, widths): known[kind.entry(widths)] for kind, pairs in wanted.items() for widths in pairs}
@@ -156,10 +161,28 @@ def _read(file: Path) -> dict[str, float]:
 
 
 def _write(file: Path, known: Mapping[str, float]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as draft:
-        draft.write(json.dumps(known, indent=0))
-    os.replace(draft.name, file)
+    """Remember what can be remembered: without a folder to write into, a measurement counts all the same."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(known, indent=0))
+        draft.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _portions(kind: LayerKind, pairs: Sequence[Widths]) -> Iterator[list[Widths]]:
+    """`pairs`, in order, as many at once as weigh less than PORTION, at least one."""
+    portion, weight = list[Widths](), 0
+    for widths in pairs:
+        own = 4 * math.prod(_weight_shape(kind, widths))
+        if portion and weight + own > PORTION:
+            yield portion
+            portion, weight = [], 0
+        portion, weight = [*portion, widths], weight + own
+    if portion:
+        yield portion
 
 
 def _measured(kind: LayerKind, pairs: Sequence[Widths], threads: int, batch: int) -> dict[str, float]:

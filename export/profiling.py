@@ -87,7 +87,7 @@ class _Layers:
         self._waiting = {
             node.name: shapes[node.input[1]]
             for node in graph.node
-            if node.op_type in MULTIPLY and node.input[1] in shapes
+            if node.op_type in MULTIPLY and _has_widths(node.op_type, shapes.get(node.input[1], ()))
         }
         self._writers: dict[str, list[str]] = defaultdict(list)
         for node in graph.node:  # in the order of computation
@@ -107,6 +107,11 @@ class _Layers:
                 del self._waiting[writer]
                 return writer
         return None
+
+
+def _has_widths(op: str, weight: tuple[int, ...]) -> bool:
+    """A product with a vector or a stack of matrices has no two widths."""
+    return len(weight) == 2 if op in ("Gemm", "MatMul") else len(weight) > 2
 
 
 def _blocked(weight: tuple[int, ...], seen: tuple[int, ...]) -> bool:

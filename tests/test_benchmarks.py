@@ -3,6 +3,8 @@
 import json
 import os
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +50,20 @@ def test_a_failure_is_kept_until_the_next_call_measures_again(tmp_path: Path) ->
     again = run_cells(path, cells, lambda cell: next(answers))
     assert again == [{"seed": 1, "answer": 1}, {"seed": 2, "answer": 2}]
     assert sorted(stored(path)[1], key=lambda r: r["seed"]) == again
+
+
+def test_several_workers_share_a_file_and_lose_nothing(tmp_path: Path) -> None:
+    def work(worker: int) -> None:
+        cells: list[dict[str, Any]] = [{"worker": worker, "seed": seed} for seed in range(8)]
+        run_cells(tmp_path / "all.json", cells, lambda cell: {"found": cell["seed"]})
+
+    workers = [Thread(target=work, args=(worker,)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    _, cells = stored(tmp_path / "all.json")
+    assert {(c["worker"], c["seed"]) for c in cells} == {(w, s) for w in range(4) for s in range(8)}
 
 
 def test_a_markdown_table_has_its_head_first() -> None:

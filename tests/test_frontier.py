@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from zoo import randomised
 
+import export
 from benchmarks import frontier
 from benchmarks.cells import run_cells
 from benchmarks.cifar_resnet import CifarResNet, trained_resnet18
@@ -121,6 +123,23 @@ def test_the_table_and_the_picture_show_every_cell(tmp_path: Path) -> None:
     assert "magnitude" in (tmp_path / "one.svg").read_text()
 
 
+def test_precisions_are_not_taken_for_seeds() -> None:
+    half = [{**cell, "epochs": 1.0, "precision": "bfloat16"} for cell in cells()]
+    lines = frontier.table([*half, *({**cell, "epochs": 1.0} for cell in cells())]).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["1", "1", "1 bfloat16", "1 bfloat16"]
+    assert all(line.endswith("| 2 |") for line in lines)
+
+
+def test_the_seed_decides_what_is_random(dense: nn.Module, images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    kept = frontier.outer_layers(dense)
+    nets = [pruned(dense, PEERS["random"], 0.6, kept, *images, seed) for seed in (0, 0, 1)]
+    shapes = [[p.shape for p in net.parameters()] for net in nets]
+    same = [all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), net.parameters(), strict=True))
+            for net, shape in zip(nets[1:], shapes[1:], strict=True) if shape == shapes[0]]
+    assert same[0]
+    assert shapes[2] != shapes[0] or not same[1]
+
+
 def test_the_grid_asks_resnet56_of_the_best_peers_only() -> None:
     grid = frontier.grid([20, 56], [0.0, 1.0], [2, 3, 5], [0, 1], "bfloat16")
     assert len(grid) == 2 * (2 * 3 * (2 + len(PEERS)) + 2 * 2 * 5)
@@ -139,6 +158,7 @@ def test_a_cell_is_trained_first_and_timed_when_all_are(
     for name in ("RESULTS", "LATENCY"):
         monkeypatch.setattr(frontier, name, tmp_path / f"{name}.json")
     monkeypatch.setattr(frontier, "FILES", tmp_path / "files")
+    monkeypatch.setattr("export.compare", partial(export.compare, seconds=0.5))
     cells = [{"depth": 20, "epochs": 1.0, "factor": 2, "method": "uniform", "seed": 0, "precision": "bfloat16"}]
     (trained,) = run_cells(frontier.RESULTS, cells, lambda cell: frontier.measure(cell, tmp_path))
     assert trained["steps"] == 2

@@ -105,3 +105,14 @@ def test_compress_drops_branches(tmp_path: Path) -> None:
     export.to_onnx(result.model, x, tmp_path / "small.onnx")
     left = [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node].count("Conv")
     assert left == 20 - 2 * len(emptied), "both convolutions of a closed branch are gone"
+
+
+@pytest.mark.parametrize("share", [0.25, 0.3, 0.4, 0.6])
+def test_a_budget_is_met_with_the_cheaper_of_two_bundles_if_the_better_is_too_dear(share: float) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 4)).eval(), torch.randn(2, 8)
+    size = surgery.SizeModel(surgery.trace(model, x))
+    gate_of = torch.cat([torch.tensor([0] * 2 + [1] * 14), torch.arange(2, 10)])
+    scores = torch.cat([torch.tensor([0.0] * 2 + [9.0] * 14), torch.randn(8)])
+    landing = land(Budget(macs=share), size, scores, gate_of=gate_of)
+    assert landing.reached <= share
+    assert landing.flat[:16].tolist() == ([True] * 2 + [False] * 14 if share < 0.5 else [False] * 2 + [True] * 14)

@@ -3,12 +3,13 @@
 import copy
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import surgery
@@ -336,17 +337,73 @@ class Spoiled:
     ("at", "error", "words"),
     [
         (0, BadData, "computes values that are not finite"),
-        (1, TrainingDiverged, "the loss is nan at step 0 of the search phase"),
-        (2, BadData, "statistics .* not finite"),
-        (3, TrainingDiverged, "the loss is nan at step 8 of the recover phase"),
+        (1, BadData, "statistics .* not finite"),
+        (2, TrainingDiverged, "the loss is nan at step 8 of the recover phase"),
     ],
 )
 def test_data_that_is_no_number_stops_the_run(
     parent: nn.Module, train: Batches, val: Batches, at: int, error: type[Exception], words: str
 ) -> None:
-    """Read for the scores and the fit, for the first epoch, for the statistics after the cut, for the second epoch."""
+    """Read for the scores, the fit and the first epoch, for the statistics after the cut, for the second epoch."""
     with pytest.raises(error, match=words):
         compress(parent, Spoiled(train, at), val, budget=Budget(macs=0.5), epochs=2, example_inputs=train[0][0])
+
+
+def test_training_starts_with_the_batches_that_were_looked_at(
+    parent: nn.Module, val: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the loader, as any other training from the same loader would."""
+    passes = []
+
+    class Numbered:
+        def __len__(self) -> int:
+            return 20
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            passes.append([(x + len(passes), y) for x, y in (list(val) * 20)[:20]])
+            return iter(passes[-1])
+
+    class Stop(Exception):
+        pass
+
+    def spied(gated: Any, parent: Any, batches: Iterator[Any], *args: Any, **options: Any) -> None:
+        got = list(islice(batches, 25))
+        assert all(a is b for a, b in zip(got, [*passes[0], *passes[1]][:25], strict=True))
+        raise Stop
+
+    monkeypatch.setattr("diffprune.pipeline.choose", spied)
+    with pytest.raises(Stop):
+        compress(parent, Numbered(), val, budget=Budget(macs=0.5), epochs=1)
+
+
+def test_without_hints_nothing_is_remembered_for_them(
+    parent: nn.Module, train: Batches, val: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def called(*args: Any) -> None:
+        raise AssertionError("hints were prepared")
+
+    monkeypatch.setattr("diffprune.pipeline.hinting", called)
+    budget = Budget(macs=0.5)
+    result = compress(parent, train, val, budget=budget, epochs=1, recipe=Recipe(hints=0.0))
+    assert result.report["training"]["steps"] == len(train)
+    with pytest.raises(AssertionError, match="hints were prepared"):
+        compress(parent, train, val, budget=budget, epochs=1)
+
+
+class Streamed(IterableDataset[tuple[Tensor, Tensor]]):
+    """A data set without a length."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.batches)
+
+
+def test_a_loader_without_a_length_is_counted(parent: nn.Module, train: Batches, val: Batches) -> None:
+    loader = DataLoader(Streamed(train), batch_size=None)
+    result = compress(parent, loader, val, budget=Budget(macs=0.5), epochs=1)
+    assert result.report["training"]["steps"] == len(train)
 
 
 def test_what_is_cut_is_the_network_that_the_search_trained(

@@ -91,13 +91,20 @@ def test_a_recipe_in_bfloat16_trains_close_to_float32_and_keeps_weights_in_it(se
             )
         else:
             model = gated.folded(torch.ones(len(gated.gate_of), dtype=torch.bool))
-            fit_(model, batches, recipe, steps=range(3), total=3, parent=parent.float(), phase="x", on_event=seen.append)
+            fit_(
+                model, batches, recipe, steps=range(3), total=3, parent=parent.float(), phase="x", on_event=seen.append
+            )
         trained = gated if searching else model
         assert all(p.dtype == torch.float32 for p in trained.parameters())
         ends[precision] = torch.cat([p.detach().flatten() for p in trained.parameters()])
     moved = (ends["float32"] - start[-len(ends["float32"]):]).norm()
     apart = (ends["bfloat16"] - ends["float32"]).norm()
     assert 0 < apart < 0.1 * moved
+
+
+def test_a_precision_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision is one of float32, bfloat16; got 'bf16'"):
+        Recipe(precision="bf16")  # type: ignore[arg-type]
 
 
 def test_a_loss_is_taken_in_float32() -> None:

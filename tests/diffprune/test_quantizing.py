@@ -124,6 +124,16 @@ def test_the_terminal_shows_a_table_and_each_warning(outcome: Outcome, report: d
     assert "calibrating on training images" in outcome.err
 
 
+def test_data_that_lies_elsewhere_now_is_given(run: Path) -> None:
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace('data = "digits"', 'data = "imagefolder:gone"'))
+    found = typed("quantize", run)
+    assert found.code == 2
+    assert "BadData: the folder is missing" in found.err
+    assert typed("quantize", run, "--data", "digits").code == 0
+    assert (run / "pruned-int8.onnx").is_file()
+
+
 def test_a_second_time_gives_the_same_file(outcome: Outcome, here: Path) -> None:
     once = (here / "one/pruned-int8.onnx").read_bytes()
     assert typed("quantize", "one", "--precision", "int8", "--target", "x86").code == 0

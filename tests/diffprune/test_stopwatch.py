@@ -9,7 +9,7 @@ from test_timed import timed
 from torch import Tensor, nn
 
 from diffprune import Budget, compress, stopwatch
-from diffprune.budget import least, least_share
+from diffprune.budget import land, least, least_share
 from diffprune.errors import BadBudget, BudgetUnreachable
 from diffprune.stopwatch import EXCESS, Stopwatch
 
@@ -50,6 +50,18 @@ def test_a_speed_up_out_of_reach_is_refused_with_the_largest_that_was_measured(w
     with pytest.raises(BudgetUnreachable, match="the largest reachable is"):
         watch.land(Budget(speedup=asked), torch.randn(watch.size.units), 1, None, lambda event: None)
     watch.require_reachable(Budget(speedup=0.98 * largest), 1)
+
+
+def test_what_the_smallest_network_is_measured_to_reach_is_not_refused_by_the_table(watch: Biased) -> None:
+    object.__setattr__(watch, "power", 1.2)
+    expected = 1 / least_share(Budget(speedup=2), watch.size)
+    budget = Budget(speedup=1.05 * expected)
+    watch.require_reachable(budget, 1)
+    assert watch.predictable(budget, 1).share == pytest.approx(1 / expected)
+    _, measured = watch.land(budget, torch.randn(watch.size.units), 1, None, lambda event: None)
+    assert measured.speedup >= budget.asked
+    smallest = land(watch.predictable(budget, 1), watch.size, torch.randn(watch.size.units)).flat
+    assert smallest.sum() == least(watch.size).sum()
 
 
 def test_a_noisy_machine_is_said_to_be_noisy(watch: Biased) -> None:

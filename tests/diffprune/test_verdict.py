@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from diffprune.verdict import speed_in_words, verdict
+from diffprune.verdict import missed, speed_in_words, verdict
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,13 @@ def test_accuracy_and_macs_are_not_rounded_in_our_favour(dense: float, pruned: f
     said = verdict(report(dense=dense, pruned=pruned))
     expected = "The pruned network is 2.00x faster (1.90x to 2.10x) on this CPU with 49.6 % fewer MACs, and "
     assert said == f"{expected}{words}."
+
+
+@pytest.mark.parametrize(("kind", "asked", "said"), [("speedup", 2.2, 1), ("speedup", 2.05, 0), ("macs", 0.5, 0)])
+def test_files_that_are_slower_than_asked_are_said_to_be(kind: str, asked: float, said: int) -> None:
+    run = {**report(dense=0.9, pruned=0.9), "budget": {"kind": kind, "asked": asked, "reached": 2.24}}
+    found = missed(run)
+    assert len(found) == said
+    for text in found:
+        assert "2.20x was asked, and 2.24x measured while the cut was chosen" in text
+        assert "but the final files are 2.00x faster" in text

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from test_export_profiling import Kinds
+from torch import nn
 
 import export
 from export import layers as module
@@ -79,6 +80,55 @@ def test_a_damaged_memory_is_measured_again(tmp_path: Path, content: str) -> Non
     file.write_text(content)
     assert export.layer_table({LINEAR: [(64, 10)]}, folder=tmp_path)[LINEAR, (64, 10)] > 0
     assert LINEAR.entry((64, 10)) in json.loads(file.read_text())
+
+
+def test_weights_beyond_what_a_file_holds_are_measured_in_portions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, files = module.side_by_side, []
+
+    def seen(kind: LayerKind, pairs: list[Widths], batch: int) -> onnx.ModelProto:
+        files.append(real(kind, pairs, batch))
+        return files[-1]
+
+    monkeypatch.setattr(module, "side_by_side", seen)
+    monkeypatch.setattr(module, "PORTION", 40_000)
+    pairs = [(a, b) for a in (16, 32, 64, 128) for b in (16, 64, 128)]
+    table = export.layer_table({LINEAR: pairs}, folder=tmp_path)
+    assert list(table) == [(LINEAR, pair) for pair in pairs]
+    assert sum(len(file.graph.initializer) for file in files) == len(pairs)
+    for file in files:
+        weights = [len(weight.raw_data) for weight in file.graph.initializer]
+        assert sum(weights) <= 40_000 or len(weights) == 1
+    assert 2 < len(files) < len(pairs)
+
+
+def test_a_memory_that_cannot_be_written_loses_no_measurement(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert export.layer_table({LINEAR: [(64, 10)]}, folder=tmp_path / "file")[LINEAR, (64, 10)] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class Pooled(nn.Module):
+    """Products with a vector and with a stack of matrices, neither of which is a layer of two widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.w = nn.Linear(6, 8), nn.Parameter(torch.randn(8))
+        self.stack, self.last = nn.Parameter(torch.randn(3, 8, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).relu()
+        mixed = (h.unsqueeze(1) @ self.stack).sum(1)
+        return self.last((mixed * (mixed @ self.w).softmax(1).unsqueeze(2)).sum(1))
+
+
+def test_products_without_two_widths_are_no_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    export.for_timing(Pooled().eval(), torch.randn(2, 5, 6), tmp_path / "pooled.onnx")
+    layers, rest = export.layers_of(tmp_path / "pooled.onnx", runs=2)
+    assert [layer.widths for layer in layers] == [(6, 8), (8, 4)]
+    assert sum(time.op == "MatMul" for time in rest) == 2
 
 
 def _never(*_: object, **__: object) -> None:
