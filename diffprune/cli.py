@@ -199,6 +199,13 @@ def export(
     output: Annotated[Path, typer.Option(help="the ONNX file to write")],
     input_: InputOption = None,
     classes: ClassesOption = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="DEFAULT or another torchvision name, if the dense network began with it: GoogLeNet and "
+            "Inception compute something else then"
+        ),
+    ] = None,
     opset: Annotated[int, typer.Option(help="18 or later")] = 18,
     license: Annotated[str, typer.Option(help="of the weights")] = "unknown",
     mean: Annotated[str | None, typer.Option(help="per channel, with --std: the file takes uint8 (N, H, W, C)")] = None,
@@ -223,7 +230,7 @@ def export(
     from export import Preprocessing, to_onnx
     from export import static_twin as twin_of
 
-    small = surgery.load(saved, lambda: load_model(model, num_classes=classes))
+    small = surgery.load(saved, lambda: load_model(model, weights=weights, num_classes=classes))
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     about = {"source_model": model, "base_model": model, "license": license, "input_shape": str([*shape])}
     inside = Preprocessing(*pixels) if mean else None

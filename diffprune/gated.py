@@ -128,8 +128,7 @@ class GatedModel(nn.Module):
         """
         gates = self.hard().detach()
         if keep is not None:
-            lowest = gates[gates > 0].min() if (gates > 0).any() else gates.new_ones(())
-            gates = torch.where(gates > 0, gates, lowest) * keep.to(gates)
+            gates = with_open(gates) * keep.to(gates)
         plain = copy.deepcopy(self.model)
         with torch.no_grad():
             tensors = dict(plain.named_parameters())
@@ -140,6 +139,12 @@ class GatedModel(nn.Module):
                 norm.get_buffer("open").copy_(counts)
                 ungate_(norm)
         return plain
+
+
+def with_open(gates: Tensor) -> Tensor:
+    """`gates`, shape (gates,), with the smallest open one in place of those that are closed, 1 if all are."""
+    lowest = gates[gates > 0].min() if (gates > 0).any() else gates.new_ones(())
+    return torch.where(gates > 0, gates, lowest)
 
 
 def attach(

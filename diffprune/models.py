@@ -66,8 +66,14 @@ def load_model(spec: str, *, weights: str | None = None, num_classes: int | None
     else:
         model = _from_user(spec, num_classes)
     if file:
-        _fill_(model, _read(Path(str(weights))), at=f"{weights} in {spec}", ignore=AUXILIARY.get(name, ()))
+        fill_(model, Path(str(weights)), spec)
     return model
+
+
+def fill_(model: nn.Module, weights: Path, spec: str) -> None:
+    """Put the weights of a file into the network that `spec` names. Raises BadWeights."""
+    ignored = AUXILIARY.get(spec.partition(":")[2], ())
+    _fill_(model, _read(weights), at=f"{weights} in {spec}", ignore=ignored)
 
 
 def imported(spec: str, error: type[DiffpruneError]) -> Callable[..., Any]:

@@ -75,14 +75,18 @@ def write_pruned(folder: Path, network: nn.Module, config: Config, origin: Origi
 
 
 def reloaded(folder: Path, config: Config, origin: Origin) -> nn.Module:
-    """The saved network of a run. Imports and runs the user's factory, if that is what the settings name.
+    """The saved network of a run. Imports and runs the user's factory, if that is what the settings name."""
+    return surgery.load(folder / SAVED, lambda: built(config, origin)).eval()
 
-    Named weights are loaded although they are replaced: some networks of torchvision compute something else with them.
+
+def built(config: Config, origin: Origin) -> nn.Module:
+    """The dense network of a run, but for weights that a file has.
+
+    Named weights are loaded even if they are replaced then: some networks of torchvision compute something else with
+    them.
     """
     named = None if config.weights is None or Path(config.weights).suffix.lower() in FILES else config.weights
-    return surgery.load(
-        folder / SAVED, lambda: load_model(config.model, weights=named, num_classes=origin.classes)
-    ).eval()
+    return load_model(config.model, weights=named, num_classes=origin.classes)
 
 
 def require_reproducible(

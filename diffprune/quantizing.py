@@ -130,12 +130,12 @@ def _judged(files: dict[str, Path], precision: str, val: Batches, threads: int) 
     labels: list[NDArray[np.int64]] = []
 
     def images() -> Iterator[NDArray[np.float32]]:
-        labels.clear()
         for batch, classes in val:
             labels.append(classes.numpy())
             yield batch.numpy()
 
-    found = {key: export.answers(file, images(), threads=threads) for key, file in files.items()}
+    # One pass for all files: the next one may have another order.
+    found = dict(zip(files, export.answers_of([*files.values()], images(), threads=threads), strict=True))
     truth = np.concatenate(labels)
     accuracy = {key: float(np.mean(logits.argmax(1) == truth)) for key, (logits, *_) in found.items()}
     kept = asdict(export.fidelity(found[precision], found["pruned"]))

@@ -27,8 +27,9 @@ def relevance(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> d
     shares: dict[str, float] = {}
 
     def entered(summand: Summand) -> None:
-        whole = _variance(summand.mine + summand.other)
-        shares[summand.layer] = min(1.0, _variance(summand.mine) / max(whole, 1e-12))
+        axis = 1 if isinstance(layers[summand.layer], _ConvNd) else -1
+        whole = _variance(summand.mine + summand.other, axis)
+        shares[summand.layer] = min(1.0, _variance(summand.mine, axis) / max(whole, 1e-12))
 
     args, kwargs = as_call(inputs)
     with torch.no_grad(), evaluating(model), Watch(layers, entered).inside(model):
@@ -37,9 +38,9 @@ def relevance(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> d
     return {layer.weight: _followed(layer.weight, shares, only_reader) for layer in graph.layers}
 
 
-def _variance(value: Tensor) -> float:
-    """Summed over channels, which lie on axis 1 of images and last elsewhere."""
-    rows = value.movedim(1 if value.dim() == 4 else -1, 0).flatten(1)
+def _variance(value: Tensor, axis: int) -> float:
+    """Summed over channels, which lie on `axis`: 1 behind a convolution, the last one behind a linear layer."""
+    rows = value.movedim(axis, 0).flatten(1)
     return float(rows.float().var(1, correction=0).sum())
 
 

@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from diffprune.budget import Budget, shift_for
 from diffprune.errors import NothingToCut
+from diffprune.gated import with_open
 from diffprune.gates import Gate, family
 from diffprune.products import products
 from diffprune.score import as_logits
@@ -43,7 +44,9 @@ class SparseModel(nn.Module):
                 fix="set requires_grad on the layers that may become sparse",
             )
         self._shapes = {name: weight.shape for name, weight in weights.items()}
-        scores = [(w.detach().abs() / w.detach().square().mean().sqrt()).flatten() for w in weights.values()]
+        scores = [
+            (w.detach().abs() / w.detach().square().mean().sqrt().clamp_min(1e-12)).flatten() for w in weights.values()
+        ]
         self.logits = nn.Parameter(as_logits(torch.cat(scores)))
         sizes = torch.tensor([weight.numel() for weight in weights.values()])
         self.register_buffer("group", torch.arange(len(sizes)).repeat_interleave(sizes).to(self.logits.device))
@@ -67,12 +70,16 @@ class SparseModel(nn.Module):
         self.shift.fill_(shift_for(budget, size, self.gate, logits, share, float(self.shift)))
 
     def folded(self, share: float) -> nn.Module:
-        """A plain copy with zeros in place of all but the best `share` of the gated weights, to the weight."""
+        """A plain copy with zeros in place of all but the best `share` of the gated weights, to the weight.
+
+        The others are multiplied by their hard gates, those that this opens by the smallest open one.
+        """
         best = self.logits.detach().topk(max(int(share * self.logits.numel()), 1)).indices
         keep = torch.zeros_like(self.logits).index_fill(0, best, 1.0)
+        gates = with_open(self.gate.hard(self.logits + self.shift).detach()) * keep
         plain = copy.deepcopy(self.model)
         with torch.no_grad():
-            for name, part in self._parts(keep).items():
+            for name, part in self._parts(gates).items():
                 plain.get_parameter(name).mul_(part)
         return plain
 

@@ -6,13 +6,17 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from diffprune.manifest import read_manifest
-from diffprune.models import load_model
-from diffprune.pruned import reloaded
+from diffprune.models import fill_
+from diffprune.pruned import built, reloaded
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Both networks, and `example`, a random image (1, channels, height, width) of the size they take."""
+    """Both networks, and `example`, a random image (1, channels, height, width) of the size they take.
+
+    `dense` has the weights that the run trained, if it did; else those of a file are not looked for, for it may lie
+    elsewhere now, and of the dense network only its shapes and its speed are right.
+    """
 
     dense: nn.Module
     pruned: nn.Module
@@ -20,7 +24,7 @@ class Stored:
 
 
 def load_run(folder: Path) -> Stored:
-    """Dense and pruned network as the run left them. A factory of the user's own is run again.
+    """The networks of a run. A factory of the user's own is run again.
 
     Raises:
         BadRun: no such run, or its manifest is damaged.
@@ -28,7 +32,7 @@ def load_run(folder: Path) -> Stored:
     """
     manifest = read_manifest(folder)
     config, origin = manifest.config, manifest.origin
-    trained = folder / "dense.safetensors"
-    weights = str(trained) if trained.is_file() else config.weights
-    dense = load_model(config.model, weights=weights, num_classes=origin.classes)
+    dense, trained = built(config, origin), folder / "dense.safetensors"
+    if trained.is_file():
+        fill_(dense, trained, config.model)
     return Stored(dense, reloaded(folder, config, origin), origin.example[:1])

@@ -78,15 +78,17 @@ class Watch:
     def _layer(self, name: str) -> Any:
         def hook(layer: nn.Module, args: Any, output: Any) -> None:
             first = output if isinstance(output, Tensor) else output[0]  # attention gives its weights as well
-            self._from[first], self._ran[name] = name, self.operators.count
+            with self.operators.pause():
+                self._from[first], self._ran[name] = (name, first._version), self.operators.count
 
         return hook
 
     def _norm(self, norm: str) -> Any:
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            name = self._from.get(read_by(args, kwargs))
-            if name is not None and name not in self.norm_of:
-                self.norm_of[name], self._from[output] = norm, name
+            with self.operators.pause():
+                name = self._source(read_by(args, kwargs))
+                if name is not None and name not in self.norm_of:
+                    self.norm_of[name], self._from[output] = norm, (name, output._version)
 
         return hook
 
@@ -97,15 +99,19 @@ class Watch:
             if a.shape == b.shape:
                 with self.operators.pause():
                     first = result - b if result is a else a  # in place, the sum lies where a was
-                    self._added(a, first, b, b)
-                    self._added(b, b, a, first)
+                    self._added(self._source(a, changes=int(result is a)), first, b, b)
+                    self._added(self._source(b), b, a, first)
         if isinstance(result, Tensor):
             self._made[result] = count
-            self._from.pop(result, None)
 
-    def _added(self, a: Tensor, mine: Tensor, b: Tensor, other: Tensor) -> None:
-        """`mine` and `other` are the values that the tensors `a` and `b` had before they were added."""
-        name, made = self._from.get(a), self._made.get(b)
+    def _source(self, value: Tensor, changes: int = 0) -> str | None:
+        """The layer that gave `value`, if it has not been written into since, but for so many `changes`."""
+        name, version = self._from.get(value, (None, 0))
+        return name if value._version == version + changes else None
+
+    def _added(self, name: str | None, mine: Tensor, b: Tensor, other: Tensor) -> None:
+        """`mine` is what the layer `name` gave, `other` the value that the tensor `b` had before they were added."""
+        made = self._made.get(b)
         if name is not None:
             there = made if made is not None and made < self._ran[name] else None
             self.entered(Summand(name, mine, other, there))

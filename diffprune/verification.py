@@ -23,7 +23,7 @@ from surgery.errors import SurgeryError
 ERRORS = (DiffpruneError, ExportError, SurgeryError)
 
 REPEATS = 1.05
-"""Two measurements of the same files agree when their intervals meet, each of them widened by this factor: on a shared
+"""Two measurements of the same files agree when their intervals lie no further apart than this factor: on a shared
 machine, interleaved runs of one pair came out up to 4.3 % apart."""
 
 SAME_MACHINE = ("cpu", "isa", "cores", "onnxruntime")

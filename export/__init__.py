@@ -18,7 +18,7 @@ from export.latency import Latency
 from export.layers import LayerKind, TimedLayer, Widths, cache_folder, layer_table, layers_of
 from export.machine import Machine, this_machine
 from export.measurement import measure, measure_network
-from export.outputs import Fidelity, answers, fidelity
+from export.outputs import Fidelity, answers, answers_of, fidelity
 from export.parity import BatchParity, Parity, check_parity
 from export.preprocessing import Preprocessing
 from export.profiling import NodeTime, profile
@@ -55,6 +55,7 @@ __all__ = [
     "TimedLayer",
     "Widths",
     "answers",
+    "answers_of",
     "cache_folder",
     "check_parity",
     "compare",

@@ -44,7 +44,9 @@ class InputSpec:
         """What it is fed with."""
         if self.type not in DTYPES:
             return "as given"
-        return "standard normal" if np.issubdtype(DTYPES[self.type], np.floating) else "0 or 1"
+        if np.issubdtype(DTYPES[self.type], np.floating):
+            return "standard normal"
+        return "0 to 255" if DTYPES[self.type] is np.uint8 else "0 or 1"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

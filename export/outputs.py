@@ -36,20 +36,34 @@ def answers(path: str | Path, batches: Iterable[Array], *, threads: int = 1) -> 
     Raises:
         BadOnnx: the file is missing, damaged, takes several inputs, or does not run on a batch; or there is none.
     """
-    session = open_session(path, threads=threads)
+    (found,) = answers_of([path], batches, threads=threads)
+    return found
+
+
+def answers_of(
+    paths: Sequence[str | Path], batches: Iterable[Array], *, threads: int = 1
+) -> list[tuple[Array, ...]]:
+    """The `answers` of several files to the same batches, which are gone through once. Raises as `answers`."""
+    sessions = [(path, open_session(path, threads=threads)) for path in paths]
+    names = [_only_input(session, path) for path, session in sessions]
+    found: list[list[Sequence[Array]]] = [[] for _ in paths]
+    for batch in batches:
+        for (path, session), name, own in zip(sessions, names, found, strict=True):
+            try:
+                own.append(session.run(None, {name: batch}))
+            except Exception as error:
+                fact = f"onnxruntime cannot run the file on {batch.shape} {batch.dtype}: {' '.join(str(error).split())}"
+                raise _bad(fact, path, "give images like those the file was exported with") from error
+    if not all(found):
+        raise _bad("there is nothing to answer", paths[0], "give at least one batch")
+    return [tuple(np.concatenate(output) for output in zip(*own, strict=True)) for own in found]
+
+
+def _only_input(session: Any, path: str | Path) -> str:
     (name, *others) = [value.name for value in session.get_inputs()]
     if others:
         raise _bad(f"the file takes {1 + len(others)} inputs", path, "give a file with one input, the images")
-    found: list[Sequence[Array]] = []
-    for batch in batches:
-        try:
-            found.append(session.run(None, {name: batch}))
-        except Exception as error:
-            fact = f"onnxruntime cannot run the file on {batch.shape} {batch.dtype}: {' '.join(str(error).split())}"
-            raise _bad(fact, path, "give images like those the file was exported with") from error
-    if not found:
-        raise _bad("there is nothing to answer", path, "give at least one batch")
-    return tuple(np.concatenate(output) for output in zip(*found, strict=True))
+    return str(name)
 
 
 def fidelity(found: Sequence[Array], reference: Sequence[Array]) -> Fidelity:

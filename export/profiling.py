@@ -77,8 +77,8 @@ def _events(path: Path, threads: int, batch: int, runs: int, seed: int) -> list[
 class _Layers:
     """Nodes of a file that multiply by an initializer.
 
-    A fused matrix product keeps its name, with the fusion's added behind a slash. A convolution in blocks is named by
-    the value it writes, its own or that of the activation or sum which went into it.
+    A fused matrix product keeps its name, behind "fused " or with the fusion's behind a slash. A convolution in blocks
+    is named by the value it writes, its own or that of the activation or sum which went into it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,7 +98,7 @@ class _Layers:
                 self._writers[value] += known
 
     def find(self, name: str, op: str, inputs: tuple[tuple[int, ...], ...]) -> str | None:
-        own = name.partition("/")[0]
+        own = name.removeprefix("fused ").partition("/")[0]
         if own in self._waiting:
             del self._waiting[own]
             return own

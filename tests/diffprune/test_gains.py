@@ -190,6 +190,35 @@ def test_attention_is_as_relevant_as_its_part_in_the_stream() -> None:
     assert found["attention.out_proj.weight"] == pytest.approx(part, rel=1e-5)
 
 
+class Tokens(nn.Module):
+    """Two branches with dropout on a stream of tokens, with any number of axes before the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 20), nn.Linear(20, 12)
+        self.c, self.d = nn.Linear(12, 20), nn.Linear(20, 12)
+        self.drop, self.head = nn.Dropout(0.1), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.b(self.a(x).relu()))
+        x = x + self.drop(self.d(self.c(x).relu()))
+        return self.head(x.flatten(1, -2).mean(1))
+
+
+def test_tokens_are_as_relevant_on_a_grid_as_in_a_row_and_behind_dropout() -> None:
+    torch.manual_seed(0)
+    model, x = Tokens().double().eval(), torch.randn(8, 12, 12, dtype=torch.float64, generator=GENERATOR)
+    model.b.bias.data[0] = 10.0
+    found = [relevance(model, surgery.trace(model, y[:2]), y) for y in (x, x.unflatten(1, (3, 4)))]
+    for name, share in found[0].items():
+        assert found[1][name] == pytest.approx(share, rel=1e-6)
+    with torch.no_grad():
+        branch = model.b(model.a(x).relu())
+        part = float(branch.var((0, 1), correction=0).sum() / (x + branch).var((0, 1), correction=0).sum())
+    assert found[0]["b.weight"] == pytest.approx(part, rel=1e-5)
+    assert found[0]["b.weight"] < 1
+
+
 def test_a_fainter_branch_gains_less() -> None:
     loud, faint = (surgery.SizeModel(case[1]).keep(gains(*case)) for case in (branches(1.0), branches(0.1)))
     assert (faint["d"] < 0.05 * loud["d"]).all()

@@ -134,6 +134,23 @@ def test_data_that_lies_elsewhere_now_is_given(run: Path) -> None:
     assert (run / "pruned-int8.onnx").is_file()
 
 
+def test_images_in_another_order_each_time_are_judged_by_their_own_labels(here: Path) -> None:
+    images, labels = (torch.cat(half) for half in zip(*load_data("digits", image_size=8).val, strict=True))
+    draw = torch.Generator().manual_seed(0)
+
+    class Shuffled:
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            order = torch.randperm(len(labels), generator=draw)
+            return iter(zip(images[order].split(100), labels[order].split(100), strict=True))
+
+    files = {key: here / "finished" / f"{key}.onnx" for key in ("dense", "pruned")} | {
+        "fp16": here / "finished/pruned.onnx"}
+    shuffled = quantizing._judged(files, "fp16", Shuffled(), 1)  # type: ignore[arg-type]
+    in_order = quantizing._judged(files, "fp16", load_data("digits", image_size=8).val, 1)
+    assert shuffled["accuracy"] == in_order["accuracy"]
+    assert shuffled["fidelity"]["top1_agreement"] == 1
+
+
 def test_a_second_time_gives_the_same_file(outcome: Outcome, here: Path) -> None:
     once = (here / "one/pruned-int8.onnx").read_bytes()
     assert typed("quantize", "one", "--precision", "int8", "--target", "x86").code == 0

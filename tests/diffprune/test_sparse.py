@@ -76,3 +76,22 @@ def test_without_weights_it_is_refused() -> None:
 def test_an_unknown_family_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"gate is one of diffprune, .*; got 'soft'"):
         SparseModel(torch.nn.Linear(3, 3), gate="soft")
+
+
+@pytest.mark.parametrize("gate", ["diffprune", "hard-concrete"])
+def test_what_is_folded_is_what_the_gates_computed(gate: str) -> None:
+    model, (x, _) = trained(), data()
+    sparse = SparseModel(model, gate=gate).eval()
+    sparse.follow_(0.4)
+    opened = sparse.gate.hard(sparse.logits + sparse.shift) > 0
+    plain = sparse.folded(float(opened.sum() + 0.5) / len(opened))
+    torch.testing.assert_close(plain(x), sparse(x))
+
+
+def test_a_layer_of_zeros_leaves_numbers() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    nn.init.zeros_(model[2].weight)
+    sparse = SparseModel(model)
+    assert sparse.logits.isfinite().all()
+    plain = sparse.folded(0.5)
+    assert int((plain[0].weight != 0).sum()) == 28, "zeros come last"

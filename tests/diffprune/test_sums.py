@@ -44,6 +44,17 @@ def through_relu(net: Two, x: Tensor) -> Tensor:
     return F.relu(net.late(x)) + x
 
 
+def through_relu_in_place(net: Two, x: Tensor) -> Tensor:
+    return F.relu(net.late(x), inplace=True) + x
+
+
+def twice(net: Two, x: Tensor) -> Tensor:
+    y = net.late(x)
+    y += 1.0
+    y += x
+    return y
+
+
 def broadcast(net: Two, x: Tensor) -> Tensor:
     return net.late(x) + x.mean((2, 3), keepdim=True)
 
@@ -73,6 +84,8 @@ def sums(net: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], dict[str, str], 
         (in_place, {"late": "norm"}), (onto_the_stream, {"late": "norm"}),
         (lambda net, x: net.late(x) + x, {}), (lambda net, x: x + net.late(x), {}),
         (lambda net, x: torch.add(x, net.norm(net.late(x))), {"late": "norm"}),
+        (lambda net, x: x + F.dropout(net.norm(net.late(x)), 0.5, False), {"late": "norm"}),
+        (lambda net, x: x + net.late(x).contiguous().to(x.dtype), {}),
     ],
 )
 def test_a_sum_is_found_with_the_other_summand(form: Any, norm: dict[str, str]) -> None:
@@ -88,7 +101,7 @@ def test_a_sum_is_found_with_the_other_summand(form: Any, norm: dict[str, str]) 
     assert torch.equal(held[numbers[0]], stream)
 
 
-@pytest.mark.parametrize("form", [shortcut_last, through_relu, broadcast])
+@pytest.mark.parametrize("form", [shortcut_last, through_relu, through_relu_in_place, twice, broadcast])
 def test_what_a_layer_cannot_make_up_for_is_no_sum(form: Any) -> None:
     assert not sums(Two(form).eval(), torch.randn(2, 3, 4, 4))[0]
 

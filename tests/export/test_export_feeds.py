@@ -75,8 +75,9 @@ def test_free_axes_take_the_sizes_given():
 
 
 def test_what_is_fed_is_said():
-    specs = [InputSpec("x", (1,), kind) for kind in ("tensor(float16)", "tensor(int64)", "tensor(bool)", "torch.int64")]
-    assert [spec.values for spec in specs] == ["standard normal", "0 or 1", "0 or 1", "as given"]
+    specs = [InputSpec("x", (1,), kind) for kind in
+             ("tensor(float16)", "tensor(int64)", "tensor(bool)", "torch.int64", "tensor(uint8)")]
+    assert [spec.values for spec in specs] == ["standard normal", "0 or 1", "0 or 1", "as given", "0 to 255"]
     assert specs[1].as_dict() == {"name": "x", "shape": [1], "type": "tensor(int64)", "values": "0 or 1"}
 
 

@@ -45,6 +45,16 @@ def test_every_layer_of_the_file_is_found_once_with_its_shapes(kinds: export.Onn
     assert all(node.layer is None and node.ms >= 0 for node in rest)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(), nn.Sigmoid(), nn.Tanh(), nn.GELU()], ids=repr)
+def test_linear_layers_are_found_whatever_is_fused_into_them(activation: nn.Module, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), activation, nn.Linear(64, 48), activation, nn.Linear(48, 10))
+    export.to_onnx(model, torch.randn(2, 32), tmp_path / "mlp.onnx")
+    layers, rest = export.layers_of(tmp_path / "mlp.onnx", runs=2)
+    assert [layer.widths for layer in layers] == [(32, 64), (64, 48), (48, 10)]
+    assert not any("Gemm" in node.op or "MatMul" in node.op for node in rest)
+
+
 def test_the_expensive_layer_takes_most_of_the_time(tmp_path_factory: pytest.TempPathFactory) -> None:
     model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 7, padding=3), nn.ReLU(), nn.Conv2d(64, 4, 1))
     path = tmp_path_factory.mktemp("shares") / "shares.onnx"
