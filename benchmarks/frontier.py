@@ -44,6 +44,8 @@ CELL = ("depth", "epochs", "factor", "method", "seed", "precision")
 """What tells one cell from the others."""
 NOISE = 1.2
 """An interval whose ends are further apart than this factor tells nothing about a speed-up."""
+SECONDS = 5.0
+"""Of interleaved runs, of which one takes 1 to 4 ms."""
 BEST_PEERS = ("taylor", "magnitude", "uniform")
 """Of the grid of ResNet-20."""
 
@@ -144,7 +146,7 @@ def dense_file(cell: Cell) -> Path:
 
 
 def time_of(cell: Cell) -> Cell:
-    latency = export.compare(dense_file(cell), small_file(cell))
+    latency = export.compare(dense_file(cell), small_file(cell), seconds=SECONDS)
     found = {"speedup": latency.speedup, "low": latency.low, "high": latency.high}
     print({**cell, **found}, flush=True)
     return found

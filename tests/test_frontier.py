@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 from zoo import randomised
 
-import export
 from benchmarks import frontier
 from benchmarks.cells import run_cells
 from benchmarks.cifar_resnet import CifarResNet, trained_resnet18
@@ -158,7 +156,7 @@ def test_a_cell_is_trained_first_and_timed_when_all_are(
     for name in ("RESULTS", "LATENCY"):
         monkeypatch.setattr(frontier, name, tmp_path / f"{name}.json")
     monkeypatch.setattr(frontier, "FILES", tmp_path / "files")
-    monkeypatch.setattr("export.compare", partial(export.compare, seconds=0.5))
+    monkeypatch.setattr(frontier, "SECONDS", 0.5)
     cells = [{"depth": 20, "epochs": 1.0, "factor": 2, "method": "uniform", "seed": 0, "precision": "bfloat16"}]
     (trained,) = run_cells(frontier.RESULTS, cells, lambda cell: frontier.measure(cell, tmp_path))
     assert trained["steps"] == 2
