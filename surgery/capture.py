@@ -10,8 +10,9 @@ import os
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -68,15 +69,17 @@ def own_random_state(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_buffers(model: nn.Module) -> Iterator[None]:
-    """Buffers that the forward counts or averages in have their values again afterwards."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Buffers that the forward counts or averages in, and inputs that it writes into, have their values again
+    afterwards."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+            for tensor, value in before:
+                if not torch.equal(tensor, value):  # what was not written into may not be writable
+                    tensor.copy_(value)
 
 
 class Listener:
@@ -119,7 +122,8 @@ def listen(model: nn.Module, example_inputs: ExampleInputs, listener: Listener, 
     args, kwargs = as_call(example_inputs)
     try:
         with (
-            _mode(training, model), own_random_state(model), own_buffers(model), torch.no_grad(),
+            _mode(training, model), own_random_state(model), torch.no_grad(),
+            restored([*model.buffers(), *tensors_in((args, kwargs))]),
             _module_stack(model, listener), _PythonValues(listener), enable_python_dispatcher(), _Operators(listener),
         ):
             return model(*args, **kwargs)
@@ -143,8 +147,25 @@ def zeros_as_from(func: Any, args: Any, kwargs: Any) -> Tensor:
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """All tensors of nested lists, tuples and dicts."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+    """All tensors of nested lists, tuples, dicts, dataclasses and namespaces, and of kinds derived from them."""
+    found: list[Tensor] = []
+    for leaf in torch.utils._pytree.tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        else:
+            found += tensors_in(_inside(leaf))
+    return found
+
+
+def _inside(leaf: Any) -> list[Any]:
+    """What is in a container that torch does not know."""
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, list | tuple):
+        return list(leaf)
+    if isinstance(leaf, SimpleNamespace) or (is_dataclass(leaf) and not isinstance(leaf, type)):
+        return list(getattr(leaf, "__dict__", {}).values())
+    return []
 
 
 class Restart(Exception):

@@ -54,7 +54,8 @@ def compare(masked: Any, small: Any, at: str, tolerance: float | None = None) ->
 
 
 def run(model: nn.Module, example_inputs: ExampleInputs) -> Any:
-    args, kwargs = as_call(example_inputs)
+    # Inputs of its own, which it may write into.
+    args, kwargs = torch.utils._pytree.tree_map_only(Tensor, torch.clone, as_call(example_inputs))
     with own_random_state(model):  # both draw the same numbers, if they draw any
         return model(*args, **kwargs)
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from surgery.errors import NotCopied
 from surgery.graph import OVER, SOURCE, ChannelGraph, Keep
 from surgery.norms import gate_norm_, is_gated, narrow_gate_, norm_units
 from surgery.twins import twin_
+
+GROUPS = ".groups"
 
 RECEIPT = "surgery_receipt"
 """The attribute of a cut network that holds its Receipt."""
@@ -99,9 +102,17 @@ def cut_to(
         if is_gated(module):
             narrow_gate_(module, kept[name][0])
     dense = {**graph.shapes, **graph.buffers, **{name: (n,) for name, n in graph.sizes.items()}}
+    sizes |= _new_groups(model, small)
     receipt = _compose(getattr(model, RECEIPT, None), {n: dense[n] for n in kept if n not in sizes}, kept, sizes)
     setattr(small, RECEIPT, receipt)
     return small
+
+
+def _new_groups(model: nn.Module, small: nn.Module) -> dict[str, int]:
+    """Of convolutions: from the shapes that several cuts leave together it could not be told."""
+    before = {name: module.groups for name, module in model.named_modules() if isinstance(module, _ConvNd)}
+    after = {name: module.groups for name, module in small.named_modules() if isinstance(module, _ConvNd)}
+    return {f"{name}{GROUPS}": groups for name, groups in after.items() if before.get(name, groups) != groups}
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -150,6 +161,9 @@ def rebuilt(
         _remember(small.get_submodule(owner), attribute, value)
     for name in changed:
         _remember_sizes(small.get_submodule(name) if name in originals else small)
+    for name in sizes:
+        if name.endswith(GROUPS):
+            _regroup_(small.get_submodule(name.removesuffix(GROUPS)), sizes[name])
     return small
 
 
@@ -165,7 +179,7 @@ def _remember(module: nn.Module, attribute: str, value: int) -> None:
     if isinstance(was, tuple | list):
         entries = list(was)
         entries[int(index or 0)] = value
-        setattr(module, attribute, type(was)(entries))
+        setattr(module, attribute, was._make(entries) if hasattr(was, "_make") else type(was)(entries))
     else:
         setattr(module, attribute, value)
 
@@ -222,6 +236,13 @@ def _compose(
             old = known.get(axis)
             known[axis] = tuple(index.tolist() if old is None else (old[i] for i in index.tolist()))
     return Receipt(shapes, indices, {**(before.sizes if before else {}), **sizes})
+
+
+def _regroup_(conv: Any, groups: int) -> None:
+    first, second = conv.weight.shape[:2]
+    conv.groups = groups
+    widths = (first, second * groups) if conv.transposed else (second * groups, first)
+    conv.in_channels, conv.out_channels = widths
 
 
 def _resize_conv(conv: Any) -> None:

@@ -18,17 +18,21 @@ class Supposition:
 
     Where a view splits the channels over several axes, a cut network can only be shorter along one of them: the
     `rank`-th, largest first, unless ties from elsewhere leave a single one. Attributes of the module of the same value
-    as a size that the line spells out are taken for that size, and follow the cut: the "first" integer, or all
-    "integers", or also "lists" of some, or the first beside the width of an "input" of the module, which then has to
-    lose the same positions, or "nothing". By coincidence a head is as wide as there are heads, or a kernel: so one
-    after the other.
+    as a size that the line spells out are taken for that size, and follow the cut: one "integer", the first, second
+    and so on (`index`), or all "integers", or also "lists" of some, or the first beside the width of an "input" of the
+    module, which then has to lose the same positions, or "nothing". By coincidence a head is as wide as there are
+    heads, or a kernel: so one after the other, the fewest first.
     """
 
     rank: int = 0
-    remembered: str = "first"
+    remembered: str = "integer"
+    index: int = 0
 
-    def next(self) -> "Supposition":
-        after = {"first": "integers", "integers": "lists", "lists": "input", "input": "nothing"}.get(self.remembered)
+    def next(self, alike: int = 1) -> "Supposition":
+        """What to suppose after this one has failed, where `alike` integers have the same value."""
+        if self.remembered == "integer" and self.index + 1 < alike:
+            return Supposition(self.rank, "integer", self.index + 1)
+        after = {"integer": "integers", "integers": "lists", "lists": "input", "input": "nothing"}.get(self.remembered)
         return Supposition(self.rank, after) if after else Supposition(self.rank + 1)
 
 
@@ -87,6 +91,12 @@ def _tie_to_input(names: Names, label: Tensor, doubt: Doubt) -> None:
             names.tie(given, result)
 
 
+def lookalikes(model: nn.Module, doubt: Doubt) -> int:
+    """How many integers of the module have the same value as a size that the line spells out."""
+    module = model.get_submodule(doubt.owner)
+    return max((len(list(_attributes(module, number, lists=False))) for number in doubt.sizes), default=0)
+
+
 def ranks(doubt: Doubt) -> int:
     """How many axes a line could be cut along."""
     return max(1, len(varying(doubt.names)))
@@ -99,7 +109,8 @@ def _sizes(
     found: dict[AxisKey, Axis] = {}
     clashing: set[AxisKey] = set()
     for doubt in seen.doubts:
-        remembered = suppositions.get(doubt.key, Supposition()).remembered
+        supposed = suppositions.get(doubt.key, Supposition())
+        remembered = supposed.remembered
         if remembered == "nothing":
             continue
         classes = relabelled(label, doubt.names)
@@ -107,7 +118,8 @@ def _sizes(
             number = doubt.sizes[axis]
             vector = along(classes, axis)
             known_as = _attributes(model.get_submodule(doubt.owner), number, lists=remembered == "lists")
-            for attribute in itertools.islice(known_as, 1 if remembered in ("first", "input") else None):
+            one = (supposed.index, supposed.index + 1) if remembered in ("integer", "input") else (0, None)
+            for attribute in itertools.islice(known_as, *one):
                 key = (f"{doubt.owner}.{attribute}", 0)
                 known = found.setdefault(key, Axis("size", vector))
                 if key in seen.axes or not torch.equal(known.names, vector):

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from surgery.capture import ExampleInputs
-from surgery.doubts import Supposition, ranks, settle
-from surgery.errors import NotFollowed
-from surgery.graph import ChannelGraph
+from surgery.doubts import Supposition, lookalikes, ranks, settle
+from surgery.errors import CaptureFailed, NotFollowed
+from surgery.graph import ChannelGraph, ChannelGroup
 from surgery.names import dense, relabelled
 from surgery.observe import observe
 from surgery.observed import Axis, Observed
@@ -40,6 +41,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "nam
     """
     if finder not in FINDERS:
         raise ValueError(f"finder is one of {', '.join(FINDERS)}; got {finder!r}")
+    _require_network(model)
     with twinned(model):
         seen = observe(model, example_inputs)
         graph = _Search(model, example_inputs, seen).run()
@@ -48,6 +50,22 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "nam
 
         return second_graph(model, example_inputs, graph)
     return graph
+
+
+def _require_network(model: object) -> None:
+    """Raises CaptureFailed for what is no plain nn.Module that holds its values."""
+    if not isinstance(model, nn.Module):
+        what = f"{model.__name__}, a class," if isinstance(model, type) else type(model).__name__
+        fact, fix = f"{what} is not a network", "give an nn.Module that was built"
+    elif any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        fact, fix = f"{type(model).__name__} is compiled by TorchScript", "give the nn.Module that it was made from"
+    elif isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        fact, fix = "the network is compiled by torch.compile", "give the nn.Module that it was made from"
+    elif any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        fact, fix = f"{type(model).__name__} has lazy layers that have not run yet", "run it once on the example inputs"
+    else:
+        return
+    raise CaptureFailed(fact, at="surgery.trace", effect="no graph", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -69,16 +87,20 @@ class _Search:
         self.pinned: list[tuple[Tensor, str]] = []
         self.of_values = {doubt.key for doubt in seen.doubts if doubt.of_values}
         self.limit: dict[str, int] = {}
+        self.alike: dict[str, int] = {}
         for doubt in seen.doubts:
             self.limit[doubt.key] = max(self.limit.get(doubt.key, 1), ranks(doubt))
+            self.alike[doubt.key] = max(self.alike.get(doubt.key, 1), lookalikes(model, doubt))
 
     def run(self) -> ChannelGraph:
         deadline = time.monotonic() + SECONDS
         for _ in range(ROUNDS):
             attempt = self._attempt()
             failure = self._disproof(attempt, attempt.doubted)
-            if failure is None:
+            if failure is None and not self._pin_equals(attempt):
                 return _with_branches(attempt.graph, self.seen)
+            if failure is None:
+                continue
             if time.monotonic() > deadline:
                 break
             if self.proof.cuts > CUTS:
@@ -142,7 +164,7 @@ class _Search:
         if failure.line:
             self.pins[failure.line] = failure.text
             return
-        now = {key: self.suppositions.get(key, Supposition()).next() for key in keys}
+        now = {key: self.suppositions.get(key, Supposition()).next(self.alike[key]) for key in keys}
         if all(supposition.rank >= self.limit[key] for key, supposition in now.items()):
             self.pins |= dict.fromkeys(keys, failure.text)
         self.suppositions |= now
@@ -153,10 +175,19 @@ class _Search:
         for group in attempt.graph.groups:
             failure = self._disproof(attempt, [group.name])
             if failure:
-                slot = next(s for s in group.slots if (s.tensor, s.axis) in self.seen.axes)
-                channels = self.seen.axes[slot.tensor, slot.axis].names[slot.positions]
-                self.pinned.append((channels, failure.text))
+                self._pin(group, failure.text)
         return len(self.pinned) > before
+
+    def _pin_equals(self, attempt: _Attempt) -> bool:
+        """Pin the groups of which the forward asks whether they are equally wide: then it goes another way."""
+        guilty = self.proof.equals(attempt.graph)
+        for name in guilty:
+            self._pin(attempt.graph.by_name[name], "the forward goes another way where widths are equal")
+        return bool(guilty)
+
+    def _pin(self, group: ChannelGroup, reason: str) -> None:
+        slot = next(s for s in group.slots if (s.tensor, s.axis) in self.seen.axes)
+        self.pinned.append((self.seen.axes[slot.tensor, slot.axis].names[slot.positions], reason))
 
     def _disproof(self, attempt: _Attempt, names: Iterable[str]) -> Failure | None:
         names = list(names)

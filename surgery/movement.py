@@ -187,7 +187,8 @@ def _padded(call: "Call", x: Tensor, axis: int, amounts: tuple[int, int], reason
         return names.view([-1 if a == axis else 1 for a in range(x.dim())]).expand(shape)
 
     before, after = map(constants, amounts)
-    return together(lambda *p: torch.cat(p, axis), [before, x, after], fixed=axis)
+    parts = [part for part in (before, x, after) if part.shape[axis]]
+    return together(lambda *p: torch.cat(p, axis), parts, fixed=axis)
 
 
 def roll(call: "Call", x: Tensor, shifts: list[int], axes: list[int] | None = None) -> Tensor:

@@ -70,6 +70,8 @@ class Run(Listener):
         self.before = before
         self.seen, self.counting = Observed(computed=computing), True
         self.states = {id(state.value): state for state in _states(model)}
+        self.seen.owned = frozenset(self.states)
+        self.foreign = before.owned - self.seen.owned
         self.known: Any = WeakTensorKeyDictionary()
         self.node_of: Any = WeakTensorKeyDictionary()
         self.used: set[str] = set()
@@ -132,6 +134,8 @@ class Run(Listener):
         return zeros_as_from(func, args[:2] if func is torch.ops.aten.linear.default else args, kwargs)  # no bias: slow
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        if self.foreign and any(id(tensor) in self.foreign for tensor in tensors_in((args, dict(kwargs)))):
+            raise _foreign_tensor(type(self.model).__name__)
         call = Call(self, func, args, kwargs, result)
         self.seen.mutated |= call.mutable
         sources = [self.node_of[t] for t in tensors_in((args, dict(kwargs))) if t in self.node_of]
@@ -189,6 +193,15 @@ def _parameter_names(model: nn.Module) -> Iterator[str]:
     parameters = inspect.signature(model.forward).parameters.values()
     yield from (p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
     yield from (f"input {i}" for i in itertools.count())
+
+
+def _foreign_tensor(name: str) -> CaptureFailed:
+    return CaptureFailed(
+        f"a copy of {name} still computes with tensors of the original, which a lambda or a hook of it holds",
+        at=source_line(),
+        effect="what is cut there would not be trained, saved and loaded with the rest",
+        fix="use a method of the module, or functools.partial of one, in place of the lambda",
+    )
 
 
 def _step(step: Any) -> str:

@@ -65,7 +65,7 @@ class Observed:
 
     `nodes` are the operators in order, `ends` those that give the model's outputs. `boxed` are the values that black
     boxes got from the modules that they call, with the names of these. `computed`: the run depends on values;
-    `mutated`: it writes into tensors in place.
+    `mutated`: it writes into tensors in place. `owned` are the ids of the network's parameters and buffers.
     """
 
     names: Names = field(default_factory=Names)
@@ -83,3 +83,4 @@ class Observed:
     computed: bool = False
     mutated: bool = False
     unseen: list[str] = field(default_factory=list)
+    owned: frozenset[int] = frozenset()

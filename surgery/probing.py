@@ -33,6 +33,13 @@ def without_first(units: Mapping[str, int]) -> dict[str, Tensor]:
     return {name: torch.arange(count) >= max(1, min(3, count - 2)) for name, count in units.items()}
 
 
+def equal(units: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """A keep that leaves all groups equally wide, where that can be: `units` are (units, channels of each)."""
+    width = max(2, min(count * channels for count, channels in units.values()))
+    kept = {name: max(min(2, count), min(count, width // channels)) for name, (count, channels) in units.items()}
+    return {name: torch.arange(units[name][0]) < n for name, n in kept.items()}
+
+
 def lopsided(units: Mapping[str, int], meetings: Iterable[Iterable[str]]) -> Iterator[dict[str, Tensor]]:
     """Keeps that show what an even cut hides: of two groups one loses its first unit while the other does not.
 

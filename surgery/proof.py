@@ -16,7 +16,7 @@ from surgery.graph import ChannelGraph
 from surgery.names import NEUTRAL, dense, distinct, relabelled
 from surgery.observe import observe
 from surgery.observed import Doubt, Observed
-from surgery.probing import lopsided, random, without_first
+from surgery.probing import equal, lopsided, random, without_first
 from surgery.twins import twinned
 from surgery.units import AxisKey
 
@@ -74,6 +74,19 @@ class Proof:
             if failure:
                 return failure
         return self._miscomputed(_trial(graph, random(units)))
+
+    def equals(self, graph: ChannelGraph) -> list[str]:
+        """Groups that may not become equally wide together, as few as show it. A forward can ask that in Python."""
+        channels = {group.name: (group.units, group.slots[0].positions.shape[1]) for group in graph.groups}
+        guilty = list(channels)
+        if len(guilty) < 2 or not self._misshapen(_trial(graph, equal(channels))):
+            return []
+        for name in channels:
+            others = [other for other in guilty if other != name]
+            keep = equal(channels)
+            if self._misshapen(_trial(graph, {other: keep[other] for other in others})):
+                guilty = others
+        return guilty
 
     def _misshapen(self, trial: _Trial) -> Failure | None:
         """`_misread` of a cut network whose weights hold no values, if none are needed."""

@@ -35,8 +35,16 @@ def save(small: nn.Module, path: str | os.PathLike[str]) -> None:
         for name, axes in sorted(receipt.kept.items())
     }
     plan = {"tensors": tensors, "sizes": dict(sorted(receipt.sizes.items()))}
-    weights = {name: t.detach().cpu().contiguous() for name, t in _persistent(small).items()}
-    data = safetensors.torch.save(weights, {FORMAT: json.dumps(plan)})
+    weights = _apart({name: t.detach().cpu().contiguous() for name, t in _persistent(small).items()})
+    try:
+        data = safetensors.torch.save(weights, {FORMAT: json.dumps(plan)})
+    except KeyError as error:
+        raise BadFile(
+            f"safetensors holds no tensors of {error.args[0]}",
+            at="surgery.save",
+            effect=f"{Path(path).name} was not written",
+            fix="keep such values as two real tensors",
+        ) from error
     target = Path(path)
     part = target.with_name(f".{target.name}.part")
     try:
@@ -44,6 +52,16 @@ def save(small: nn.Module, path: str | os.PathLike[str]) -> None:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that lie in memory of their own: safetensors refuses those that share it."""
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        place = tensor.untyped_storage().data_ptr()
+        weights[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return weights
 
 
 def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.Module:
