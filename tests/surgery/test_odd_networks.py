@@ -238,7 +238,7 @@ class Sharing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.fc = cbr(3, 6), nn.Conv2d(6, 4, 1)
-        values = torch.randn(4)
+        values = torch.randn(4, dtype=torch.float64)
         self.register_buffer("u", values)
         self.register_buffer("v", values.view(1, 4, 1, 1))
 
