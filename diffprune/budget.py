@@ -65,6 +65,11 @@ class Budget:
         """The share of the dense cost that may remain."""
         return 1 / self.asked if self.speedup is not None else self.asked
 
+    @property
+    def limit(self) -> float:
+        """The largest share that meets it: of a speed-up, which is the inverse of a share, one that rounds to it."""
+        return self.share * (1 + ROUNDING) if self.kind == "speedup" else self.share
+
     def cost(self, size: Cost, open_: Tensor) -> Tensor:
         """The cost of `open_`, shape (units,), values in [0, 1], as a share of the dense one. float64 scalar."""
         cost = getattr(size, COSTS[self.kind], None)
@@ -136,7 +141,7 @@ def land(
     grid, bundled, fewest = steps(size, round_to), _bundled(size, gate_of), _fewest(size)
     flat = scores.detach().cpu().double()
     # Of bundles that cannot all go the best stays, or the one that the smallest structure has if the best is too dear.
-    rich = least_share(budget, size, round_to, gate_of, flat) > budget.share * (1 + ROUNDING)
+    rich = least_share(budget, size, round_to, gate_of, flat) > budget.limit
     parts, needed = flat.split(_units(size)), _needed(size, None if rich else flat, gate_of).split(_units(size))
     order = [part.argsort(descending=True, stable=True) for part in parts]
 
@@ -154,7 +159,7 @@ def land(
     def cost(counts: list[int], threshold: float) -> float:
         return float(budget.cost(size, opened(counts, threshold).double()))
 
-    levels, limit = flat.unique().tolist(), budget.share * (1 + ROUNDING)
+    levels, limit = flat.unique().tolist(), budget.limit
     low, high = -1, len(levels) - 1  # levels[high] fits, levels[low] does not; -1 is left to _fill
     while high - low > 1:
         middle = (low + high) // 2
@@ -258,7 +263,7 @@ def least_share(
 def require_reachable(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> None:
     """Raises BudgetUnreachable."""
     share = least_share(budget, size, round_to, gate_of)
-    if share > budget.share * (1 + ROUNDING):
+    if share > budget.limit:
         raise unreachable(budget, share, round_to)
 
 

@@ -17,7 +17,7 @@ from zoo import ZOO, randomised
 import surgery
 from benchmarks.cifar_resnet import CifarResNet
 from benchmarks.lenet5 import lenet5
-from diffprune.budget import ROUNDING, Budget, Landing, land, least_share, require_reachable, shift_for, steps
+from diffprune.budget import Budget, Landing, land, least_share, require_reachable, shift_for, steps
 from diffprune.errors import BadBudget, BudgetUnreachable
 from diffprune.gates import Gate, HardConcrete, MeanCentred
 from surgery import SizeModel
@@ -277,7 +277,7 @@ def test_the_smallest_structure_is_within_the_speed_up_that_it_has(name: str) ->
     """1 / (1 / x) is not always x."""
     _, size, _ = traced(name)
     for floor in torch.linspace(0.01, 0.9, 200, dtype=torch.float64).tolist():
-        share = Budget(speedup=1 / floor).share
-        assert floor <= share * (1 + ROUNDING)
+        assert floor <= Budget(speedup=1 / floor).limit
+        assert Budget(macs=floor).limit == floor
     smallest = least_share(Budget(macs=0.5), size)
     assert land(Budget(macs=smallest), size, torch.randn(size.units)).reached == smallest
