@@ -97,10 +97,10 @@ class _Search:
         for _ in range(ROUNDS):
             attempt = self._attempt()
             failure = self._disproof(attempt, attempt.doubted)
-            if failure is None and not self._pin_equals(attempt):
-                return _with_branches(attempt.graph, self.seen)
             if failure is None:
-                continue
+                if self._pin_equals(attempt):
+                    continue
+                return _with_branches(attempt.graph, self.seen)
             if time.monotonic() > deadline:
                 break
             if self.proof.cuts > CUTS:

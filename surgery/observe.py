@@ -134,11 +134,12 @@ class Run(Listener):
         return zeros_as_from(func, args[:2] if func is torch.ops.aten.linear.default else args, kwargs)  # no bias: slow
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
-        if self.foreign and any(id(tensor) in self.foreign for tensor in tensors_in((args, dict(kwargs)))):
+        given = tensors_in((args, dict(kwargs)))
+        if any(id(tensor) in self.foreign for tensor in given):
             raise _foreign_tensor(type(self.model).__name__)
         call = Call(self, func, args, kwargs, result)
         self.seen.mutated |= call.mutable
-        sources = [self.node_of[t] for t in tensors_in((args, dict(kwargs))) if t in self.node_of]
+        sources = [self.node_of[t] for t in given if t in self.node_of]
         if sources:
             call.node = self._node(sources)
         box = self.boxes.get(self.module)

@@ -79,11 +79,13 @@ class Proof:
         """Groups that may not become equally wide together, as few as show it. A forward can ask that in Python."""
         channels = {group.name: (group.units, group.slots[0].positions.shape[1]) for group in graph.groups}
         guilty = list(channels)
-        if len(guilty) < 2 or not self._misshapen(_trial(graph, equal(channels))):
+        if len(guilty) < 2:
+            return []
+        keep = equal(channels)
+        if not self._misshapen(_trial(graph, keep)):
             return []
         for name in channels:
             others = [other for other in guilty if other != name]
-            keep = equal(channels)
             if self._misshapen(_trial(graph, {other: keep[other] for other in others})):
                 guilty = others
         return guilty

@@ -24,11 +24,10 @@ def save(small: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     receipt: Receipt | None = getattr(small, RECEIPT, None)
     if receipt is None:
-        raise BadFile(
+        raise _unsaved(
+            path,
             f"{type(small).__name__} has no record of what was cut",
-            at="surgery.save",
-            effect=f"{Path(path).name} was not written",
-            fix="save the network that surgery.cut returned, or a copy of it; for a dense one use its state_dict",
+            "save the network that surgery.cut returned, or a copy of it; for a dense one use its state_dict",
         )
     tensors = {
         name: {"shape": receipt.shapes[name], "kept": {str(a): i for a, i in sorted(axes.items())}}
@@ -39,12 +38,8 @@ def save(small: nn.Module, path: str | os.PathLike[str]) -> None:
     try:
         data = safetensors.torch.save(weights, {FORMAT: json.dumps(plan)})
     except KeyError as error:
-        raise BadFile(
-            f"safetensors holds no tensors of {error.args[0]}",
-            at="surgery.save",
-            effect=f"{Path(path).name} was not written",
-            fix="keep such values as two real tensors",
-        ) from error
+        fact = f"safetensors holds no tensors of {error.args[0]}"
+        raise _unsaved(path, fact, "keep such values as two real tensors") from error
     target = Path(path)
     part = target.with_name(f".{target.name}.part")
     try:
@@ -142,6 +137,10 @@ def _receipt(text: str) -> Receipt:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"the record of the cut is damaged ({error})") from error
     return Receipt(shapes, kept, sizes)
+
+
+def _unsaved(path: str | os.PathLike[str], fact: str, fix: str) -> BadFile:
+    return BadFile(fact, at="surgery.save", effect=f"{Path(path).name} was not written", fix=fix)
 
 
 def _misfit(path: str | os.PathLike[str], fact: str, model: nn.Module) -> BadFile:
