@@ -39,11 +39,14 @@ def compensate_(
     A layer whose output is added to something, as in a residual stream, is fitted to what that sum should become:
     Y takes in how far the stream already is from that of `parent`. What a layer gives is fainter than Y by what it
     cannot explain; a BatchNorm after it would blow both up, so its scale is corrected by the change of deviation.
+    A weight that only a BatchNorm follows is then brought back to the length that it had, which changes nothing but how
+    fast it learns: of rate / |W|^2, and fitted ones are twice as long.
 
     Raises BadData for values that are not finite.
 
     Source: optimal brain surgeon in closed form for layers (Dong, Chen, Pan 2017, arXiv 1705.07565; structured in
-    ZipLM, Kurtic et al. 2023, arXiv 2302.04089). The correction of sums and scales is ours (docs/method.md).
+    ZipLM, Kurtic et al. 2023, arXiv 2302.04089). The correction of sums and scales is ours (docs/method.md). How weight
+    length sets the rate under normalisation: van Laarhoven 2017, arXiv 1706.05350.
     """
     layers = linear_layers(small, [layer.weight for layer in graph.layers])
     layers = {name: layer for name, layer in layers.items() if small.get_parameter(name).requires_grad}
@@ -90,6 +93,7 @@ class _Fit:
         self.small, self.layers, self.given, self.sums = small, layers, dense.given, sums
         self.norms = {name: small.get_submodule(norm) for name, norm in dense.watch.norm_of.items()}
         self.shift: dict[nn.Module, Tensor] = {}  # mean errors of sums, which a BatchNorm's bias has to take
+        self.longer: dict[nn.Module, Tensor] = {}  # what a BatchNorm reads was divided by this
         self.waiting = Counter(operator for operator, _ in sums.values())
         self.held: dict[int, Tensor] = {}
         self.operators = Operators(self._hold)
@@ -111,6 +115,7 @@ class _Fit:
             return
         with self.operators.pause():
             read, given = rows_read(name, layer, read_by(args, kwargs)), self.given.pop(name)[0]
+            old = layer.weight.clone()  # type: ignore[operator]
             if name in self.sums:
                 given = given + self._missing(name, layer)
             if not (read.float().square().sum() + given.float().square().sum()).isfinite():
@@ -121,6 +126,8 @@ class _Fit:
                     fix="look for such values in the data; after training, lower the learning rate",
                 )
             _fit_(layer, read, given, normed=name in self.norms)
+            if name in self.norms:
+                self.longer[self.norms[name]] = _as_long_as_(layer, old)
 
     def _missing(self, name: str, layer: nn.Module) -> Tensor:
         """What the output of the layer has to make up for in the sum that it enters, at the places of its rows."""
@@ -144,7 +151,8 @@ class _Fit:
             rows = read_by(args, kwargs).transpose(0, 1).flatten(1).float()
             variance = rows.var(1)
             if norm in self.norms.values() and _scalable(norm):
-                norm.weight.mul_(((variance + norm.eps) / (norm.running_var + norm.eps)).sqrt())
+                fitted = variance * self.longer.pop(norm, torch.ones_like(variance)).square()
+                norm.weight.mul_(((fitted + norm.eps) / (norm.running_var + norm.eps)).sqrt())
                 norm.bias.add_(self.shift.pop(norm, torch.zeros_like(norm.bias)))
             norm.running_mean.copy_(rows.mean(1))
             norm.running_var.copy_(variance)
@@ -175,6 +183,17 @@ def _fit_(layer: nn.Module, read: Tensor, wanted: Tensor, *, normed: bool) -> No
     weight.copy_(new.view_as(weight))
     if bias is not None:
         bias.copy_(target - new @ mean.double())
+
+
+def _as_long_as_(layer: Any, old: Tensor) -> Tensor:
+    """Divide each output of `layer` so that its weights are as long as the `old` ones; by what, shape (outputs,)."""
+    longer = layer.weight.flatten(1).norm(dim=1) / old.flatten(1).norm(dim=1)
+    frozen = layer.bias is not None and not layer.bias.requires_grad
+    longer = torch.where(longer.isfinite() & (longer > 0) & (not frozen), longer, 1.0)
+    layer.weight.div_(longer.view(-1, *[1] * (old.dim() - 1)))
+    if layer.bias is not None:
+        layer.bias.div_(longer)
+    return longer
 
 
 def _solved(gram: Tensor, ridge: Tensor, right: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Which sums the outputs of layers enter, such as residual streams, seen in one forward."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from diffprune.readings import read_by
@@ -55,15 +57,22 @@ class Summand:
 
 
 class Watch:
-    """While a network runs `inside`, finds which BatchNorm reads a layer's output, and tells which sum this enters."""
+    """While a network runs `inside`, finds which BatchNorm alone reads a layer's output, and which sum this enters."""
 
     def __init__(self, layers: Mapping[str, nn.Module], entered: Callable[[Summand], None]) -> None:
         self.layers, self.entered = layers, entered
-        self.norm_of: dict[str, str] = {}
+        self._norm_of: dict[str, str] = {}
+        self._reads: Counter[str] = Counter()
         self._made: Any = WeakIdKeyDictionary()
         self._from: Any = WeakIdKeyDictionary()
+        self._given: Any = WeakIdKeyDictionary()
         self._ran: dict[str, int] = {}
         self.operators = Operators(self._saw)
+
+    @property
+    def norm_of(self) -> dict[str, str]:
+        """The name of the BatchNorm that reads what a layer gives, where no operator but it does so."""
+        return {name: norm for name, norm in self._norm_of.items() if self._reads[name] == 1}
 
     @contextmanager
     def inside(self, model: nn.Module) -> Iterator[None]:
@@ -80,6 +89,7 @@ class Watch:
             first = output if isinstance(output, Tensor) else output[0]  # attention gives its weights as well
             with self.operators.pause():
                 self._from[first], self._ran[name] = (name, first._version), self.operators.count
+                self._given[first] = name
 
         return hook
 
@@ -87,8 +97,8 @@ class Watch:
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             with self.operators.pause():
                 name = self._source(read_by(args, kwargs))
-                if name is not None and name not in self.norm_of:
-                    self.norm_of[name], self._from[output] = norm, (name, output._version)
+                if name is not None and name not in self._norm_of:
+                    self._norm_of[name], self._from[output] = norm, (name, output._version)
 
         return hook
 
@@ -103,6 +113,9 @@ class Watch:
                     self._added(self._source(b), b, a, first)
         if isinstance(result, Tensor):
             self._made[result] = count
+            self._reads.update(
+                self._given[arg] for arg in tree_leaves(args) if isinstance(arg, Tensor) and arg in self._given
+            )
 
     def _source(self, value: Tensor, changes: int = 0) -> str | None:
         """The layer that gave `value`, if it has not been written into since, but for so many `changes`."""

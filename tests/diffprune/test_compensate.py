@@ -1,6 +1,7 @@
 """Layers fitted after a cut: the closed form, what it is for, and what it leaves alone."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -225,13 +226,59 @@ def test_layers_may_be_called_by_keyword() -> None:
         assert hint() == 0
 
 
-def test_batch_norm_maps_a_fitted_layer_as_before_though_its_variance_fell() -> None:
+def any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffprune.compensate._as_long_as_", lambda layer, old: torch.ones(len(old)))
+
+
+def test_batch_norm_maps_a_fitted_layer_as_before_though_its_variance_fell(monkeypatch: pytest.MonkeyPatch) -> None:
+    any_length(monkeypatch)
     model, graph, keep, x = stream()
     small = surgery.cut(model, graph, keep)
     slope = small.norm_b.weight / (small.norm_b.running_var + small.norm_b.eps).sqrt()
     compensate_(small, model, graph, keep, x)
     assert (small.norm_b.running_var < 0.9 * model.norm_b.running_var).any()
     assert torch.allclose(small.norm_b.weight / (small.norm_b.running_var + small.norm_b.eps).sqrt(), slope)
+
+
+def test_weights_before_batch_norm_stay_as_long_as_they_were_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, graph, keep, x = stream()
+    model.norm_b.eps = model.norm_d.eps = 1e-12  # which is not scaled
+    cut, small = surgery.cut(model, graph, keep), surgery.cut(model, graph, keep)
+    compensate_(small, model, graph, keep, x)
+    any_length(monkeypatch)
+    longer = surgery.cut(model, graph, keep)
+    compensate_(longer, model, graph, keep, x)
+
+    def lengths(net: Any) -> Tensor:
+        return torch.cat([layer.weight.flatten(1).norm(dim=1) for layer in (net.b, net.d)])
+
+    torch.testing.assert_close(lengths(small), lengths(cut))
+    assert (lengths(longer) / lengths(cut) > 1.2).any()
+    torch.testing.assert_close(small(x), longer(x))
+
+
+class Leak(Stream):
+    """What `b` gives is read by its BatchNorm and by what the network returns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x * 1.0))
+        return self.norm_b(y) + 1.0 * y
+
+
+def test_a_weight_that_others_read_as_well_keeps_its_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffprune.compensate.RIDGE", 1e-9)
+    torch.manual_seed(0)
+    model, x = Leak().double(), torch.randn(64, 4, 6, 6, dtype=torch.float64)
+    model.norm_b.momentum = 1.0
+    with torch.no_grad():
+        model(x)
+    graph = surgery.trace(model.eval(), x)
+    keep = {"a": torch.arange(16) < 6}  # more than the 4 that `a` reads, so that nothing need be lost
+    small = surgery.cut(model, graph, keep)
+    compensate_(small, model, graph, keep, x)
+    assert error(model, small, x) < 1e-5
 
 
 def test_a_faint_or_frozen_norm_asks_for_nothing_unreasonable() -> None:
