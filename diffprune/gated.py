@@ -1,7 +1,7 @@
 """Gates on a network: they multiply the weights of the layers that read a channel."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
 class GatedModel(nn.Module):
     """`model` whose readers see W[:, c] * gate[unit of c]. One sample per forward in training, hard gates in eval.
 
-    Per reader weight the buffer of `_readers` tells the unit at each index of an axis, past the end where it is pinned.
+    Per reader weight and axis `_units` tells the unit at each index, past the end where it is pinned; all one tensor.
     `logits` is one flat parameter, shape (gates,), float32, one for every unit unless bundles share one: `gate_of`,
     shape (units,), tells which. `shift` is added to all of them (the budget's scalar).
     """
@@ -27,6 +27,7 @@ class GatedModel(nn.Module):
     shift: Tensor
     group: Tensor
     gate_of: Tensor
+    _units: Tensor
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, gate: Gate, bundles: Iterable[Bundle] = ()) -> None:
         super().__init__()
@@ -45,10 +46,12 @@ class GatedModel(nn.Module):
         self.register_buffer("shift", torch.zeros((), device=device))
         self.register_buffer("gate_of", of.to(device))
         self.register_buffer("group", _group_of_gates(graph, of).to(device))
-        self._readers: dict[str, dict[int, str]] = {}
-        for i, ((tensor, axis), units) in enumerate(graph.units_along("read").items()):
-            self.register_buffer(f"reader_{i}", units.to(device), persistent=False)
-            self._readers.setdefault(tensor, {})[axis] = f"reader_{i}"
+        read = graph.units_along("read")
+        self.register_buffer("_units", torch.cat(list(read.values())).to(device), persistent=False)
+        self._lengths = {slot: len(units) for slot, units in read.items()}
+        self._axes: dict[str, list[int]] = {}
+        for tensor, axis in read:
+            self._axes.setdefault(tensor, []).append(axis)
         self._norms = norm_units(graph)
         for i, (name, index) in enumerate(self._norms.items()):
             self.register_buffer(f"norm_{i}", index.to(device), persistent=False)
@@ -57,8 +60,9 @@ class GatedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         gates = self.sample() if self.training else self.hard()
-        weights = {name: self.model.get_parameter(name) for name in self._readers}
-        with products(weights, lambda name: self._gated_weight(name, weights[name], gates)) as gated:
+        weights = {name: self.model.get_parameter(name) for name in self._axes}
+        factors = self._factors(gates)
+        with products(weights, lambda name: self._gated_weight(name, weights[name], factors)) as gated:
             return functional_call(self.model, {**gated, **self.norm_counts(gates)}, args, kwargs)
 
     def sample(self) -> Tensor:
@@ -100,13 +104,18 @@ class GatedModel(nn.Module):
 
     def gated_weights(self, gates: Tensor) -> dict[str, Tensor]:
         """The weights of all readers, multiplied by `gates` of shape (units,)."""
-        return {name: self._gated_weight(name, self.model.get_parameter(name), gates) for name in self._readers}
+        factors = self._factors(gates)
+        return {name: self._gated_weight(name, self.model.get_parameter(name), factors) for name in self._axes}
 
-    def _gated_weight(self, name: str, weight: Tensor, gates: Tensor) -> Tensor:
-        factors = torch.cat((gates, gates.new_ones(1)))
-        for axis, index in self._readers[name].items():
+    def _factors(self, gates: Tensor) -> dict[tuple[str, int], Tensor]:
+        """Per reader weight and axis the gate at each index, 1 where it is pinned; gathered at once for all."""
+        gathered = torch.cat((gates, gates.new_ones(1)))[self._units]
+        return dict(zip(self._lengths, gathered.split(list(self._lengths.values())), strict=True))
+
+    def _gated_weight(self, name: str, weight: Tensor, factors: Mapping[tuple[str, int], Tensor]) -> Tensor:
+        for axis in self._axes[name]:
             shape = [-1 if a == axis else 1 for a in range(weight.dim())]
-            weight = weight * factors[getattr(self, index)].view(shape).to(weight.dtype)
+            weight = weight * factors[name, axis].view(shape).to(weight.dtype)
         return weight
 
     def norm_counts(self, gates: Tensor) -> dict[str, Tensor]:
