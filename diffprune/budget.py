@@ -80,6 +80,16 @@ class Budget:
         found: Tensor = cost(open_) / cost(torch.ones_like(open_, dtype=torch.float64))
         return found
 
+    def left(self, size: SizeModel, flat: Tensor) -> float:
+        """The share of the dense cost that a cut leaves when the units `flat`, boolean of shape (units,), stay open.
+
+        A width that is closed altogether has one unit left in torch; the files of a speed-up go without it.
+        """
+        keep = size.keep(flat)
+        if self.kind != "speedup" and not all(units.any() for units in keep.values()):
+            flat = size.flat(size.graph.physical(keep))
+        return float(self.cost(size, flat.double()))
+
 
 @dataclass(frozen=True, eq=False)
 class Landing:
@@ -157,7 +167,7 @@ def land(
         return _without_the_unread(size, torch.cat(flags))
 
     def cost(counts: list[int], threshold: float) -> float:
-        return float(budget.cost(size, opened(counts, threshold).double()))
+        return budget.left(size, opened(counts, threshold))
 
     levels, limit = flat.unique().tolist(), budget.limit
     low, high = -1, len(levels) - 1  # levels[high] fits, levels[low] does not; -1 is left to _fill
@@ -257,7 +267,7 @@ def least_share(
     scores: Tensor | None = None,
 ) -> float:
     """The share of the dense cost that the smallest structure has."""
-    return float(budget.cost(size, least(size, round_to, gate_of, scores).double()))
+    return budget.left(size, least(size, round_to, gate_of, scores))
 
 
 def require_reachable(budget: Budget, size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None) -> None:

@@ -21,6 +21,9 @@ RIDGE = 0.01
 FAINT = 0.01
 """A channel that BatchNorm scales by less than this share of the largest scale cannot make up for errors of a sum."""
 
+SANE = 10.0
+"""Weights that a fit makes longer or shorter by more than this factor gave nothing before, or give nothing now."""
+
 
 def compensate_(
     small: nn.Module, parent: nn.Module, graph: ChannelGraph, keep: Mapping[str, Tensor], x: Tensor
@@ -91,6 +94,7 @@ class _Fit:
         self, small: nn.Module, layers: Mapping[str, nn.Module], dense: _Dense, sums: Mapping[str, tuple[int, Tensor]]
     ) -> None:
         self.small, self.layers, self.given, self.sums = small, layers, dense.given, sums
+        self.normed = dense.watch.normed
         self.norms = {name: small.get_submodule(norm) for name, norm in dense.watch.norm_of.items()}
         self.shift: dict[nn.Module, Tensor] = {}  # mean errors of sums, which a BatchNorm's bias has to take
         self.longer: dict[nn.Module, Tensor] = {}  # what a BatchNorm reads was divided by this
@@ -126,7 +130,7 @@ class _Fit:
                     fix="look for such values in the data; after training, lower the learning rate",
                 )
             _fit_(layer, read, given, normed=name in self.norms)
-            if name in self.norms:
+            if self.norms.get(name) in tracking_norms(self.small):
                 self.longer[self.norms[name]] = _as_long_as_(layer, old)
 
     def _missing(self, name: str, layer: nn.Module) -> Tensor:
@@ -136,8 +140,10 @@ class _Fit:
         self.waiting[operator] -= 1
         if not self.waiting[operator]:
             del self.held[operator]
-        if name not in self.norms:
+        if name not in self.normed:
             return error
+        if name not in self.norms:
+            return torch.zeros_like(error)
         norm: Any = self.norms[name]
         if not _scalable(norm):
             return torch.zeros_like(error)
@@ -151,15 +157,16 @@ class _Fit:
             rows = read_by(args, kwargs).transpose(0, 1).flatten(1).float()
             variance = rows.var(1)
             if norm in self.norms.values() and _scalable(norm):
-                fitted = variance * self.longer.pop(norm, torch.ones_like(variance)).square()
-                norm.weight.mul_(((fitted + norm.eps) / (norm.running_var + norm.eps)).sqrt())
+                longer = self.longer.pop(norm, torch.ones_like(variance))
+                norm.weight.mul_(longer * ((variance + norm.eps) / (norm.running_var + norm.eps)).sqrt())
                 norm.bias.add_(self.shift.pop(norm, torch.zeros_like(norm.bias)))
             norm.running_mean.copy_(rows.mean(1))
             norm.running_var.copy_(variance)
 
 
 def _scalable(norm: Any) -> bool:
-    return bool(norm.affine and norm.weight.requires_grad and norm.bias.requires_grad)
+    known = norm.running_var is not None
+    return bool(known and norm.affine and norm.weight.requires_grad and norm.bias.requires_grad)
 
 
 def _fit_(layer: nn.Module, read: Tensor, wanted: Tensor, *, normed: bool) -> None:
@@ -189,7 +196,7 @@ def _as_long_as_(layer: Any, old: Tensor) -> Tensor:
     """Divide each output of `layer` so that its weights are as long as the `old` ones; by what, shape (outputs,)."""
     longer = layer.weight.flatten(1).norm(dim=1) / old.flatten(1).norm(dim=1)
     frozen = layer.bias is not None and not layer.bias.requires_grad
-    longer = torch.where(longer.isfinite() & (longer > 0) & (not frozen), longer, 1.0)
+    longer = torch.where((longer > 1 / SANE) & (longer < SANE) & (not frozen), longer, 1.0)
     layer.weight.div_(longer.view(-1, *[1] * (old.dim() - 1)))
     if layer.bias is not None:
         layer.bias.div_(longer)

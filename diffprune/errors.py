@@ -36,6 +36,10 @@ class NothingToCut(DiffpruneError, ValueError):
     """A network without a single unit that may be removed."""
 
 
+class GatesLost(DiffpruneError, RuntimeError):
+    """A forward that reads a gated weight where its gates would get no gradient."""
+
+
 class TrainingDiverged(DiffpruneError, ArithmeticError):
     """A loss that is no longer a number."""
 

@@ -125,7 +125,7 @@ def compress(
     masked, small = surgery.mask(choice.network, graph, keep), surgery.cut(choice.network, graph, keep)
     error = surgery.check_equal(masked, small, example)
     stages = {"dense": dense_accuracy, "after_cut": accuracy(small, val)[0]}
-    reached = float(budget.cost(gated.size, gated.size.flat(keep).double()))
+    reached = budget.left(gated.size, gated.size.flat(keep))
     tell({"phase": "cut", "accuracy": stages["after_cut"], "reached": reached, "masked_vs_cut": error})
     with staying_closed(small, graph, keep):
         compensate_(small, parent, graph, keep, images)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from diffprune.errors import GatesLost
+
 DESCRIPTIONS = {
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "requires_grad", "ndim")),
     Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex,
@@ -26,6 +28,7 @@ class Product(Tensor):
     """
 
     key: str
+    differentiable: bool
     compute: Callable[[str], Tensor]
     live: Live
 
@@ -35,6 +38,7 @@ class Product(Tensor):
             Product, weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=True
         )
         product.key, product.compute, product.live = name, compute, live
+        product.differentiable = torch.is_grad_enabled()
         return product
 
     @classmethod
@@ -45,6 +49,13 @@ class Product(Tensor):
         used: list[tuple[Live, tuple[int, torch.dtype]]] = []
 
         def computed(product: Product) -> Tensor:
+            if product.differentiable and not torch.is_grad_enabled():
+                raise GatesLost(
+                    "a weight is read without gradients in a forward that has them elsewhere",
+                    at=f"{product.key}, by {getattr(func, '__name__', func)}",
+                    effect="the search was stopped: what is computed again in the backward pass would be without gates",
+                    fix="switch activation checkpointing off in this network",
+                )
             value = product.compute(product.key)
             used.append((product.live, _place(value)))
             product.live[_place(value)] = product.key

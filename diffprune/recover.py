@@ -3,11 +3,11 @@
 from itertools import chain, islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diffprune.errors import BadData
-from diffprune.training import Batches, unpack
+from diffprune.training import Batches, logits, unpack
 from surgery import evaluating
 
 
@@ -20,6 +20,7 @@ def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None
     """Re-estimate the BatchNorm statistics of a cut network from up to `limit` batches, without training.
 
     A cut shifts what every later layer sees; new statistics alone recover 15 to 40 points of accuracy in a second.
+    A BatchNorm that does not run keeps its own.
     Raises BadData without a batch, before it resets anything, and for statistics that are not finite.
     """
     norms = tracking_norms(model)
@@ -36,6 +37,7 @@ def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None
             fix="give at least one batch",
         )
     momenta = [norm.momentum for norm in norms]
+    before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     try:
         with torch.no_grad(), evaluating(model):
             for norm in norms:
@@ -45,8 +47,11 @@ def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None
             for batch in chain([first], used):
                 model(unpack(batch, device)[0])
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, old in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum
+            if not norm.num_batches_tracked:  # it did not run, or stays in eval mode whatever is asked
+                for name, value in old.items():
+                    norm.get_buffer(name).copy_(value)
     if not all(buffer.isfinite().all() for norm in norms for buffer in norm.buffers()):
         raise BadData(
             "the batches give statistics that are not finite",
@@ -72,7 +77,7 @@ def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
                     "no accuracy can be reported",
                     "give (inputs, labels) batches for validation; training may go without",
                 )
-            output: Tensor = model(inputs)
+            output = logits(model(inputs))
             if labels.shape != output.shape[:1]:
                 raise _bad(
                     f"labels have shape {tuple(labels.shape)} for outputs of shape {tuple(output.shape)}",

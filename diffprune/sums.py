@@ -63,6 +63,7 @@ class Watch:
         self.layers, self.entered = layers, entered
         self._norm_of: dict[str, str] = {}
         self._reads: Counter[str] = Counter()
+        self._runs: Counter[str] = Counter()
         self._made: Any = WeakIdKeyDictionary()
         self._from: Any = WeakIdKeyDictionary()
         self._given: Any = WeakIdKeyDictionary()
@@ -71,8 +72,13 @@ class Watch:
 
     @property
     def norm_of(self) -> dict[str, str]:
-        """The name of the BatchNorm that reads what a layer gives, where no operator but it does so."""
-        return {name: norm for name, norm in self._norm_of.items() if self._reads[name] == 1}
+        """The name of the BatchNorm that reads what a layer gives, nothing else, and is its only reader."""
+        return {name: norm for name, norm in self._norm_of.items() if self._reads[name] == self._runs[norm] == 1}
+
+    @property
+    def normed(self) -> set[str]:
+        """The layers that a BatchNorm reads, whatever else it or they do."""
+        return set(self._norm_of)
 
     @contextmanager
     def inside(self, model: nn.Module) -> Iterator[None]:
@@ -96,9 +102,16 @@ class Watch:
     def _norm(self, norm: str) -> Any:
         def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             with self.operators.pause():
-                name = self._source(read_by(args, kwargs))
-                if name is not None and name not in self._norm_of:
-                    self._norm_of[name], self._from[output] = norm, (name, output._version)
+                read = read_by(args, kwargs)
+                name = self._source(read)
+                self._runs[norm] += 1
+                if (
+                    name is None
+                    or name in self._norm_of
+                    or (isinstance(self.layers[name], nn.Linear) and read.dim() > 2)
+                ):
+                    return  # of (N, tokens, outputs) BatchNorm normalises tokens
+                self._norm_of[name], self._from[output] = norm, (name, output._version)
 
         return hook
 

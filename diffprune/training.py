@@ -76,7 +76,7 @@ class Recipe:
     def loss(self, output: Tensor, labels: Tensor | None, parent: Tensor | None) -> Tensor:
         """Cross-entropy with the labels, and Kullback-Leibler divergence from the parent (Hinton et al. 2015)."""
         t = self.temperature
-        output, parent = _at_least_float32(output), None if parent is None else _at_least_float32(parent)
+        output, parent = _at_least_float32(logits(output)), None if parent is None else _at_least_float32(parent)
         imitate = None
         if parent is not None:
             imitate = (
@@ -93,6 +93,19 @@ class Recipe:
         return hard if imitate is None else (1 - self.distill) * hard + self.distill * imitate
 
 
+def logits(output: object) -> Tensor:
+    """What a network gave, if it is a tensor of shape (N, classes). Raises BadData."""
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    given = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise BadData(
+        f"the network returns {given}; logits of shape (N, classes) are asked",
+        at="its forward, which may differ between training and eval mode",
+        effect="the run was stopped",
+        fix="wrap it in a module that returns the logits alone",
+    )
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -104,7 +117,7 @@ def unpack(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
         case (Tensor() as inputs,) | (Tensor() as inputs, None):
             return inputs.to(device), None
         case (Tensor() as inputs, Tensor() as labels):
-            return inputs.to(device), labels.to(device)
+            return inputs.to(device), (labels if labels.is_floating_point() else labels.long()).to(device)
     raise BadData(
         f"a batch is {_shape(parts)}; (inputs, labels), (inputs,) or inputs are asked, as tensors",
         at="the first batch of that form",

@@ -57,6 +57,7 @@ def test_landing_keeps_bundles_whole(share: float) -> None:
         assert landing.flat[of == gate].unique().numel() == 1
     assert landing.reached <= share
     assert landing.reached > share - 0.02
+    assert landing.reached == pytest.approx(size.of(size.keep(landing.flat)).macs / size.dense.macs)
 
 
 def test_a_bundle_may_reach_over_groups_and_the_budget_is_met_by_the_search() -> None:
@@ -96,7 +97,9 @@ def test_compress_drops_branches(tmp_path: Path) -> None:
     kept = [group["kept"] for group in result.report["groups"] if group["kept"] in (0, 1)]
     assert kept, "no branch was dropped at all"
     assert result.report["equivalence"]["masked_vs_cut"] < 1e-5
-    assert result.report["budget"]["reached"] <= 0.2
+    macs = result.report["macs"]
+    assert result.report["budget"]["reached"] == pytest.approx(macs["pruned"] / macs["dense"])
+    assert macs["pruned"] <= 0.2 * macs["dense"], "the unit that is left of a closed branch counts"
     emptied = [name for name, flags in result.keep.items() if not flags.any()]
     readers = [result.model.get_parameter(slot.tensor) for name in emptied for slot in graph.by_name[name].readers]
     assert len(readers) == len(emptied) > 0

@@ -14,6 +14,7 @@ from diffprune.compensate import RIDGE, compensate_
 from diffprune.gains import gains
 from diffprune.hints import hinting
 from diffprune.readings import PLACES, rows_given, rows_read
+from diffprune.recover import recalibrate_
 from surgery import check_equal
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -244,7 +245,7 @@ def test_weights_before_batch_norm_stay_as_long_as_they_were_and_nothing_else_ch
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, graph, keep, x = stream()
-    model.norm_b.eps = model.norm_d.eps = 1e-12  # which is not scaled
+    model.norm_b.eps = 0.1
     cut, small = surgery.cut(model, graph, keep), surgery.cut(model, graph, keep)
     compensate_(small, model, graph, keep, x)
     any_length(monkeypatch)
@@ -279,6 +280,61 @@ def test_a_weight_that_others_read_as_well_keeps_its_fit(monkeypatch: pytest.Mon
     small = surgery.cut(model, graph, keep)
     compensate_(small, model, graph, keep, x)
     assert error(model, small, x) < 1e-5
+
+
+def test_an_output_that_the_fit_silences_is_not_blown_up() -> None:
+    model, graph, keep, x = stream()
+    with torch.no_grad():
+        model.b.weight[0, :2] *= 1e-20  # all that is left of it
+    small = surgery.cut(model, graph, keep)
+    compensate_(small, model, graph, keep, x)
+    assert all(value.isfinite().all() for value in small.state_dict().values())
+    assert small.norm_b.weight[0].abs() < 10
+
+
+class Shared(Stream):
+    """One BatchNorm behind two layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x * 1.0)
+        return self.norm_b(self.b(y)) + x + self.norm_b(self.c(x))
+
+
+class Tokens(nn.Module):
+    """A linear layer whose tokens, not outputs, a BatchNorm normalises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm, self.c = nn.Linear(6, 16), nn.Linear(16, 12), nn.BatchNorm1d(7), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.norm(self.b(self.a(x).relu()))).mean(1)
+
+
+class Untracked(Stream):
+    """The BatchNorm before the sum has no running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_b = nn.BatchNorm2d(4, track_running_stats=False)
+
+
+@pytest.mark.parametrize("make", [Shared, Tokens, Untracked, Leak])
+def test_where_batch_norm_is_not_the_layers_own_the_fit_helps_all_the_same(make: Any) -> None:
+    torch.manual_seed(1)
+    model, x = make().double(), torch.randn((64, 7, 6) if make is Tokens else (64, 4, 6, 6), dtype=torch.float64)
+    for norm in (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
+        norm.momentum = None
+    with torch.no_grad():
+        model(x)
+    graph = surgery.trace(model.eval(), x)
+    keep = {"a": torch.arange(16) < 3}
+    small = surgery.cut(model, graph, keep)
+    recalibrate_(small, [x])
+    before = error(model, small, x)
+    compensate_(small, model, graph, keep, x)
+    recalibrate_(small, [x])
+    assert error(model, small, x) < 0.95 * before
 
 
 def test_a_faint_or_frozen_norm_asks_for_nothing_unreasonable() -> None:

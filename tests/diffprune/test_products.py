@@ -5,10 +5,13 @@ import weakref
 import pytest
 import torch
 from test_gated import traced
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
+import surgery
 from diffprune import GatedModel, attach
+from diffprune.errors import GatesLost
 from diffprune.products import products
 
 NAMES = ("residual", "grouped", "tied_weight", "multihead_attention", "functional_conv", "layer_norm_mlp")
@@ -74,3 +77,28 @@ def test_a_weight_tells_its_shape_without_a_product_and_fails_past_the_overrides
         assert asked == ["w"] * 3
         with torch._C.DisableTorchFunctionSubclass(), pytest.raises(NotImplementedError, match="past torch"):
             w + 1
+
+
+class Checkpointed(nn.Module):
+    """Computes its middle layer again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.training:
+            y = checkpoint(lambda z: self.middle(z).relu(), y, use_reentrant=self.reentrant)
+        else:
+            y = self.middle(y).relu()
+        return self.last(y)
+
+
+@pytest.mark.parametrize(("reentrant", "error"), [(True, GatesLost), (False, CheckpointError)])
+def test_activation_checkpointing_is_refused(reentrant: bool, error: type[Exception]) -> None:
+    model, x = Checkpointed(reentrant).eval(), torch.randn(2, 4)
+    gated = attach(model, surgery.trace(model, x)).train()
+    with pytest.raises(error):
+        gated(x).sum().backward()

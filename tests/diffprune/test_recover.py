@@ -94,6 +94,26 @@ def test_without_batches_nothing_is_reset() -> None:
     assert model[1].momentum == 0.3
 
 
+class Frozen(nn.BatchNorm2d):
+    """Stays in eval mode, as frozen ones are often written."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_norm_that_does_not_run_or_stays_in_eval_mode_keeps_its_statistics(frozen: bool) -> None:
+    model = network()
+    norm = model[1] = Frozen(4).double() if frozen else model[1]
+    model.spare = norm if frozen else nn.BatchNorm2d(3).double()
+    model.forward = lambda x: nn.Sequential(*list(model)[:7])(x)  # which leaves the spare one out
+    model.spare.running_mean.fill_(3), model.spare.running_var.fill_(5)
+    recalibrate_(model, batches(2))
+    assert model.spare.running_mean.eq(3).all()
+    assert model.spare.running_var.eq(5).all()
+    assert model[4].running_mean.ne(0).any()
+
+
 @pytest.mark.parametrize("value", [nan, inf])
 def test_statistics_that_are_no_numbers_are_refused(value: float) -> None:
     first, second = batches(2)

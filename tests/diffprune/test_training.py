@@ -63,6 +63,23 @@ def test_the_loss_by_hand() -> None:
     assert recipe.loss(parent, None, parent).item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("output", "given"),
+    [((torch.zeros(2, 3), torch.zeros(2, 3)), "tuple"), ({"out": torch.zeros(2, 3)}, "dict"),
+     (torch.zeros(2, 3, 1), r"a tensor of shape \(2, 3, 1\)")],
+)
+def test_what_is_no_logits_is_refused(output: Any, given: str) -> None:
+    with pytest.raises(BadData, match=f"the network returns {given}"):
+        Recipe().loss(output, torch.zeros(2, dtype=torch.long), None)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_are_integers_of_any_size(dtype: torch.dtype) -> None:
+    labels = unpack((torch.zeros(2, 3), torch.tensor([1, 2], dtype=dtype)), torch.device("cpu"))[1]
+    assert labels is not None
+    Recipe().loss(torch.zeros(2, 3), labels, None)
+
+
 def test_a_loss_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="without labels a parent to imitate is needed"):
         Recipe().loss(torch.zeros(2, 3), None, None)
