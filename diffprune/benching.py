@@ -32,8 +32,8 @@ class Bench:
 def grid(
     device: str, *, threads: list[int], batches: list[int], runtimes: list[str], precisions: list[str]
 ) -> tuple[Settings, ...]:
-    """Every combination, all of them possible. Raises CannotMeasure."""
-    combinations = itertools.product(threads, batches, runtimes, precisions)
+    """Every combination once, all of them possible. Raises CannotMeasure."""
+    combinations = dict.fromkeys(itertools.product(threads, batches, runtimes, precisions))
     return tuple(Settings(device, count, batch, 0, *words) for count, batch, *words in combinations)
 
 

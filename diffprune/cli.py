@@ -1,5 +1,6 @@
 """The command line. torch is imported only by the commands that need it, so that help comes at once."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from diffprune import __version__
+from diffprune.interrupts import Interrupts
 
 app = typer.Typer(
     help="Learn which channels a trained network needs, cut the others out exactly, measure the speed-up.",
@@ -20,12 +22,16 @@ NETWORK = "torchvision:NAME, digits:resnet18 or package.module:factory"
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells know it."""
 
+STOPPED = "interrupted; nothing that looks finished was left"
+
 WEIGHTS = "DEFAULT, a .safetensors or a .pt file  [fresh ones]"
 InputOption = Annotated[
     str | None,
     typer.Option("--input", help="channels,height,width of an image  [1,16,16 for digits:NAME, else 3,224,224]"),
 ]
-ClassesOption = Annotated[int | None, typer.Option(help="classes, where they differ from the network's usual ones")]
+ClassesOption = Annotated[
+    int | None, typer.Option(min=1, help="classes, where they differ from the network's usual ones")
+]
 
 
 def _show_version(asked: bool) -> None:
@@ -296,12 +302,16 @@ def main() -> None:
     What fails or is refused says what, where, effect and fix.
     """
     try:
-        app()
+        with Interrupts():
+            app()
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            typer.echo("interrupted; nothing that looks finished was left", err=True)
+            typer.echo(STOPPED, err=True)
         raise
     except Exception as error:
+        if Interrupts.heard:  # an import that is interrupted may raise anything
+            typer.echo(STOPPED, err=True)
+            sys.exit(INTERRUPTED)
         if not _is_ours(error):
             raise
         typer.echo(f"{type(error).__name__}: {error}", err=True)
@@ -356,9 +366,9 @@ def _multiple(text: str) -> int:
 
 def _require_folder(file: Path, option: str) -> None:
     """Before any work: a file can be written there."""
-    if file.is_dir() or not file.parent.is_dir():
-        fact = "is a folder" if file.is_dir() else "is in a folder that does not exist"
-        raise _bad_option(f"{option} {file} {fact}", "name a file in a folder that exists")
+    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+        fact = "is a folder" if file.is_dir() else "is in a folder that does not exist or cannot be written to"
+        raise _bad_option(f"{option} {file} {fact}", "name a file in a folder that exists and is yours")
 
 
 def _bad_option(fact: str, fix: str) -> Exception:
@@ -380,7 +390,6 @@ def _tell(line: str) -> None:
 
 
 def _run(config: Any) -> None:
-    from diffprune.interrupts import Interrupts
     from diffprune.progress import Progress
     from diffprune.report import summary_table
     from diffprune.run import run
@@ -389,7 +398,8 @@ def _run(config: Any) -> None:
         interrupts.check()
         progress(event)
 
-    with Progress() as progress, Interrupts() as interrupts:
+    interrupts = Interrupts()
+    with Progress() as progress, interrupts:
         finished = run(config, on_event=tell)
     report = finished.report
     warnings = [*report["warnings"], *report["latency"]["cpu"]["warnings"]]

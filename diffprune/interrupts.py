@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Interrupts:
-    """A context manager. An interrupt raises KeyboardInterrupt as always, and `check` does again.
+    """A context manager. An interrupt raises KeyboardInterrupt as always, and `check` does again; `heard` remembers it.
 
     Python drops what is raised while objects are finalised and in some callbacks from C, of which a training step has
     thousands: an interrupt that came at such a moment left the run going.
@@ -18,6 +18,7 @@ class Interrupts:
     def __enter__(self) -> Self:
         usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if usual and threading.current_thread() is threading.main_thread():
+            Interrupts.heard = False
             signal.signal(signal.SIGINT, self._hear)
         return self
 
@@ -31,5 +32,5 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.heard = True
+        Interrupts.heard = True
         raise KeyboardInterrupt

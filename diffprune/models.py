@@ -99,7 +99,7 @@ def imported(spec: str, error: type[DiffpruneError]) -> Callable[..., Any]:
             effect="nothing was run",
             fix="check the name, and run from the folder that holds the module or install it",
         ) from cause
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise _failed(
             spec, error, f"importing {module_name} failed: {type(cause).__name__}: {_first_line(cause)}"
         ) from cause
@@ -119,7 +119,7 @@ def called(spec: str, function: Callable[..., Any], error: type[DiffpruneError],
     """What the user's function returns; whatever it raises becomes `error`, with the cause chained."""
     try:
         return function(**arguments)
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise _failed(spec, error, f"calling it raised {type(cause).__name__}: {_first_line(cause)}") from cause
 
 
@@ -256,7 +256,7 @@ def _unread(path: Path, fact: str, fix: str) -> BadWeights:
     return BadWeights(fact, at=str(path), effect="no weights were loaded", fix=fix)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

@@ -47,6 +47,13 @@ def prepare(config: Config) -> Prepared:
     example = next(iter(data.val))[0][:2].to(config.device)
     logits = _logits(model, example, config)
     classes = len(data.labels)
+    if classes == 1:
+        raise BadData(
+            f"all images are of one class, {data.labels[0]!r}",
+            at=config.data,
+            effect="nothing was started: every network is right about all of them",
+            fix="give a folder for each class; the path may be one level too high or too deep",
+        )
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < classes:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise BadConfig(

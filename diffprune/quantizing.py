@@ -1,5 +1,6 @@
 """Smaller still: the pruned network of a finished run in int8 or float16, and what that gains and costs, measured."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
 import export
 from diffprune import shipping
 from diffprune.config import Config, load_config
-from diffprune.data import Batches, load_data
-from diffprune.errors import BadConfig, BadRun
+from diffprune.data import Batches, Data, load_data
+from diffprune.errors import BadConfig, BadData, BadRun
 from diffprune.quantized import warnings
 from diffprune.runfolder import as_json, write_atomically
 from diffprune.training import Event
@@ -62,7 +64,13 @@ def quantize_run(
     loaded = load_data(
         data or config.data, image_size=config.image_size, batch=config.batch, seed=config.seed, augment=False
     )
+    _require_same_data(loaded, folder / "pruned.onnx")
     name = f"pruned-{precision}"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadRun(
+            "the folder cannot be written to", at=str(folder), effect="nothing was started",
+            fix="copy the run into a folder of yours, or make this one yours",
+        )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder, prefix=".quantize-") as drafts:
         draft = Path(drafts) / f"{name}.onnx"
         tell({"phase": "calibrate"})
@@ -114,6 +122,20 @@ def _config(folder: Path) -> Config:
             fix="give the output folder of a finished diffprune compress or demo",
         )
     return load_config(folder / "config.toml")
+
+
+def _require_same_data(data: Data, file: Path) -> None:
+    """Classes, sizes and normalisation are those that the network was trained with, as far as its file says."""
+    said = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
+    here = {"labels": data.labels, "input_shape": data.input_shape, "mean": data.mean, "std": data.std}
+    for name, value in here.items():
+        if name in said and json.loads(said[name]) != list(value):
+            raise BadData(
+                f"the data has {name} {list(value)}, {file.name} says {said[name]}",
+                at="quantize",
+                effect="nothing was started: its accuracy would mean nothing",
+                fix="give the data that the run was made with, with all its folders of classes and its mean and std",
+            )
 
 
 def _images(train: Batches) -> Iterator[Tensor]:

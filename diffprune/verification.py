@@ -67,7 +67,7 @@ def verify(run: str | Path) -> Iterator[Check]:
 def _check(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, check())
-    except ERRORS as error:
+    except (*ERRORS, OSError) as error:
         return _failed(name, error)
 
 
@@ -77,7 +77,7 @@ def _failed(name: str, error: Exception) -> Check:
 
 def _unchanged(folder: Path, manifest: Manifest) -> str:
     """Every file is there with the bytes it had."""
-    there = {path.name: path for path in folder.iterdir()}
+    there = {path.name: path for path in folder.iterdir() if path.is_file()}
     missing = [name for name in manifest.files if name not in there]
     changed = [name for name, digest in manifest.files.items() if name in there and sha256_of(there[name]) != digest]
     if missing or changed:
@@ -121,7 +121,7 @@ def _consistent(folder: Path, manifest: Manifest) -> str:
             for key, value in numbers.items()
             if not np.isclose(claim[key], value, rtol=1e-6, atol=0)
         ]
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise _unreadable(folder, "report.json and latency.json", error) from error
     if wrong:
         raise NotVerified(

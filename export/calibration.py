@@ -30,7 +30,7 @@ class Source:
 def read_source(path: str | Path) -> Source:
     """Raises BadOnnx, and NotQuantizable for a file whose input or weights are not float32."""
     inputs = open_session(path).get_inputs()  # says what is wrong with a damaged file
-    model = onnx.load(path)
+    model = onnx.load(path, format="protobuf")
     if len(inputs) != 1 or inputs[0].type != "tensor(float)":
         found = ", ".join(f"{value.name} {value.type}" for value in inputs)
         raise refused(f"the file takes {found}", path, "give a file with one float32 input, the images")

@@ -90,7 +90,14 @@ def write_checked(
 @contextmanager
 def hidden(place: Path) -> Iterator[Path]:
     """A folder for drafts beside the file to be: on the same file system, so that the final move is atomic."""
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as folder:
+    try:
+        drafts = tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-")
+    except OSError as error:
+        raise NotExportable(
+            f"nothing can be written there: {error.strerror}", at=place.name, effect="nothing was written",
+            fix="name a file in a folder that you may write into",
+        ) from error
+    with drafts as folder:
         yield Path(folder)
 
 

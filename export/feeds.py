@@ -76,7 +76,8 @@ def input_specs(session: Any, *, batch: int, path: Path, shapes: Shapes | None =
         )
     found: list[InputSpec] = []
     for value in inputs:
-        declared = list(value.shape)
+        # The runtime has no shape of a scalar, nor of what the file says nothing about; sizes that are given tell.
+        declared = list(value.shape) or ([None] * (1 + len(shapes[value.name])) if value.name in shapes else [])
         # Behind the first input a fixed first axis need not be a batch: it may belong to a table that all share.
         first = declared[0] if found and declared and isinstance(declared[0], int) else batch
         asked = (first, *shapes[value.name]) if value.name in shapes else (first, *declared[1:])

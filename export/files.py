@@ -57,7 +57,7 @@ def _precision(path: Path, asked: str) -> str:
 def stored_precision(path: Path) -> str:
     """The type of most of a file's weights, by number; "fp32" for a file without any."""
     counts = dict.fromkeys(WEIGHTS.values(), 0)
-    for weight in onnx.load(str(path), load_external_data=False).graph.initializer:
+    for weight in onnx.load(str(path), format="protobuf", load_external_data=False).graph.initializer:
         if weight.data_type in WEIGHTS:
             counts[WEIGHTS[weight.data_type]] += math.prod(weight.dims)
     return max(counts, key=counts.__getitem__)

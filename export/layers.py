@@ -84,7 +84,7 @@ def layers_of(
     path: str | Path, *, threads: int = 1, batch: int = 1, runs: int = PROFILED
 ) -> tuple[list[TimedLayer], list[NodeTime]]:
     """The layers of a file with a weight, and the rest of its nodes, in the order they run: its `profile`, read."""
-    graph = onnx.load(str(path), load_external_data=False).graph
+    graph = onnx.load(str(path), format="protobuf", load_external_data=False).graph
     nodes = {node.name: node for node in graph.node}
     shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
     layers, rest = [], []
@@ -94,7 +94,9 @@ def layers_of(
             continue
         node = nodes[time.layer]
         kind, widths = _kind(node, shapes[node.input[1]], time)
-        layers.append(TimedLayer(kind, widths, node.input[1], time.output, time.ms))
+        # Of a convolution the runtime reports channels padded to its blocks.
+        output = time.output if kind.op == "MatMul" else (time.output[0], widths[1], *time.output[2:])
+        layers.append(TimedLayer(kind, widths, node.input[1], output, time.ms))
     return layers, rest
 
 

@@ -215,6 +215,8 @@ def _refuse_constant(answers: list[list[Array]], references: list[list[Array]], 
         if not per_sample or not np.issubdtype(wanted[0].dtype, np.floating):
             continue
         samples = _samples(wanted)
+        if not samples.size:
+            continue
         distance = np.abs(_samples(found) - samples).max()
         spread = np.ptp(samples, axis=0).max() if random else np.ptp(samples)
         rounding = np.finfo(wanted[0].dtype).eps * np.abs(samples).max()

@@ -82,7 +82,7 @@ class _Layers:
     """
 
     def __init__(self, path: Path) -> None:
-        graph = onnx.load(str(path), load_external_data=False).graph
+        graph = onnx.load(str(path), format="protobuf", load_external_data=False).graph
         shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
         self._waiting = {
             node.name: shapes[node.input[1]]

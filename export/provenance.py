@@ -60,4 +60,13 @@ def provenance(
                 f"metadata key {key!r} is written by the export itself", at="metadata", effect="nothing was written",
                 fix="use another key; class names go into labels=",
             )
-    return dict(sorted((ours | given).items()))
+    found = dict(sorted((ours | given).items()))
+    for pair in found.items():
+        try:
+            "".join(pair).encode()
+        except UnicodeEncodeError as error:
+            raise NotExportable(
+                f"metadata {pair} is not UTF-8", at="metadata or labels", effect="nothing was written",
+                fix="use strings that can be encoded: half of a surrogate pair often stands for a byte of a file name",
+            ) from error
+    return found

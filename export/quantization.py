@@ -60,7 +60,7 @@ def quantize(
             "precision": "int8", "target": name, "activations": recipe.activations, "weights": "int8 per channel",
             "weight_bits": recipe.weight_bits, "calibration": "MinMax",
         }
-        return finished(onnx.load(draft), source, place, batches, about)
+        return finished(onnx.load(draft, format="protobuf"), source, place, batches, about)
 
 
 def to_fp16(path: str | Path, output: str | Path, examples: Iterable[Array | Tensor]) -> Quantized:
@@ -86,8 +86,16 @@ def to_fp16(path: str | Path, output: str | Path, examples: Iterable[Array | Ten
                 f"the values of {tensor} reach {reach:.3g}, float16 ends at {FLOAT16_MAX:g}", source.path,
                 "keep float32, or use int8",
             )
-        small = convert_float_to_float16(source.model, keep_io_types=True)
+        small = convert_float_to_float16(_without_types(source.model), keep_io_types=True)
     return finished(small, source, place, batches, {"precision": "fp16"}, tolerance=FLOAT16_TOLERANCE)
+
+
+def _without_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that says nothing of the values inside: the converter calls all of them float16, also those it keeps."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    return copy
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -48,7 +48,7 @@ def check_portable(path: Path, *, opset: int, ir_version: int) -> onnx.ModelProt
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:
         _refuse(f"the written file is not valid ONNX: {error}", at=path.name, cause=error)
-    model = onnx.load(str(path), load_external_data=False)
+    model = onnx.load(str(path), format="protobuf", load_external_data=False)
     _check_versions(model, opset, ir_version)
     return model
 

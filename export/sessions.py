@@ -121,7 +121,7 @@ def check_device(device: str) -> None:
 def _read(file: Path) -> onnx.ModelProto:
     """The graph of a file without its weights; refuses a data file left behind, which onnxruntime explains badly."""
     try:
-        model = onnx.load(str(file), load_external_data=False)
+        model = onnx.load(str(file), format="protobuf", load_external_data=False)
     except Exception as error:
         raise _damaged(file, f"onnx {onnx.__version__}", error) from error
     tensors = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]

@@ -38,10 +38,10 @@ def example_tuple(example_inputs: Examples) -> tuple[Tensor, ...]:
                 f"an example input has dtype {tensor.dtype}", at=at, effect="nothing was written",
                 fix="convert model and inputs with .float() before the export",
             )
-        if tensor.dim() == 0 or tensor.shape[0] == 0:
+        if tensor.dim() == 0 or tensor.numel() == 0:
             raise NotExportable(
-                f"an example input of shape {tuple(tensor.shape)} has no batch", at=at, effect="nothing was written",
-                fix="give every input a first axis of at least 1, the batch",
+                f"an example input of shape {tuple(tensor.shape)} has no batch, or no values", at=at,
+                effect="nothing was written", fix="give every input a first axis, the batch, and sizes of at least 1",
             )
     batches = sorted({tensor.shape[0] for tensor in given})
     if len(batches) != 1:
@@ -91,6 +91,12 @@ def outputs_of(resting: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
             fix="pass example inputs that the network accepts at every batch size",
         ) from error
     tensors = tuple(leaf.detach() for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor))
+    unusual = [tensor.dtype for tensor in tensors if tensor.dtype not in EXCHANGEABLE]
+    if unusual:
+        raise NotExportable(
+            f"the network returns {unusual[0]}", at=at, effect="nothing was written",
+            fix="convert it with .float() before the export",
+        )
     if not tensors:
         raise NotExportable(
             f"the network returns {type(returned).__name__} without a tensor", at=at, effect="nothing was written",

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffprune.data.batches import IMAGENET, Read, Side, Source, bad_data, flipped, held_out
 from diffprune.errors import BadData
 
-PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def imagefolder(path: Path, size: int) -> Source:
@@ -54,6 +54,12 @@ def _classes(folder: Path, root: Path) -> tuple[str, ...]:
         where = (folder / empty[0] if empty else folder).relative_to(root)
         fact = f"there are no {'pictures' if empty else 'folders of classes'} in {where}"
         raise bad_data(fact, root, f"put {', '.join(PICTURES)} files into a folder for each class")
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as cause:
+            fact = f"the name of the class folder {name!r} is not UTF-8, so no file can hold it"
+            raise bad_data(fact, root, "rename the folder") from cause
     return tuple(names)
 
 
@@ -72,6 +78,8 @@ def _picture(file: Path, root: Path, size: int) -> Tensor:
     """The centre of a picture, (3, size, size) uint8."""
     try:
         with Image.open(file) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise ValueError("its pixels have more than 8 bits, and which of them to keep is not known")
             whole = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as cause:
         reason = str(cause).replace(str(file), file.name)

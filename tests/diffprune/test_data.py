@@ -364,6 +364,21 @@ def test_an_unreadable_picture_is_named_within_its_folder(tmp_path: Path) -> Non
             list(load_data(f"imagefolder:{tmp_path}").val)
 
 
+def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+    for half in ("train", "val"):
+        picture(tmp_path / half / "cat" / "a.png", 64, 64)
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(tmp_path / "val" / "cat" / "a.png")
+    with pytest.raises(BadData, match="more than 8 bits"):
+        list(load_data(f"imagefolder:{tmp_path}").val)
+
+
+def test_a_class_whose_name_no_file_can_hold_is_refused(tmp_path: Path) -> None:
+    for half in ("train", "val"):
+        picture(tmp_path / half / "caf\udce9" / "a.png", 64, 64)
+    with pytest.raises(BadData, match="not UTF-8"):
+        load_data(f"imagefolder:{tmp_path}")
+
+
 # The user's own
 
 USER = """

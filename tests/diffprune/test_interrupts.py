@@ -43,6 +43,16 @@ def test_an_interrupt_raises_where_it_comes() -> None:
     assert interrupts.heard
 
 
+def test_the_inner_of_two_hears_what_the_outer_heard() -> None:
+    with Interrupts(), Interrupts() as inner:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            inner.check()
+    with Interrupts() as later:
+        later.check()
+
+
 def test_handlers_of_others_stay() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

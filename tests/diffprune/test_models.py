@@ -116,7 +116,8 @@ def test_names_that_lead_to_no_network(user: str, spec: str, fact: str) -> None:
 
 @pytest.mark.parametrize(
     ("code", "fact"),
-    [("import not_installed_at_all", "No module named 'not_installed_at_all'"), ("1 / 0", "ZeroDivisionError")],
+    [("import not_installed_at_all", "No module named 'not_installed_at_all'"), ("1 / 0", "ZeroDivisionError"),
+     ("raise SystemExit(0)", "SystemExit")],
 )
 def test_a_users_module_that_fails_to_import(user: str, tmp_path: Path, code: str, fact: str) -> None:
     (tmp_path / f"{user}_bad.py").write_text(code)

@@ -134,6 +134,14 @@ def test_data_that_lies_elsewhere_now_is_given(run: Path) -> None:
     assert (run / "pruned-int8.onnx").is_file()
 
 
+@pytest.mark.parametrize(("key", "told"), [("labels", '["a", "b"]'), ("mean", "[0.5]"), ("std", "[0.5]")])
+def test_other_classes_or_another_normalisation_are_refused(run: Path, key: str, told: str) -> None:
+    model = onnx.load(run / "pruned.onnx")
+    next(entry for entry in model.metadata_props if entry.key == key).value = told
+    onnx.save(model, run / "pruned.onnx")
+    refused(str(run), f"pruned.onnx says {told}")
+
+
 def test_images_in_another_order_each_time_are_judged_by_their_own_labels(here: Path) -> None:
     images, labels = (torch.cat(half) for half in zip(*load_data("digits", image_size=8).val, strict=True))
     draw = torch.Generator().manual_seed(0)
@@ -229,7 +237,7 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(here: Path, run: Path
     before = sorted(path.name for path in run.iterdir())
     for old, new, fact in (
         ('"digits"', '"npz:gone.npz"', "BadData: the file is missing"),
-        ("image_size = 8", "image_size = 9", "NotQuantizable: the batch has shape (32, 1, 9, 9)"),
+        ("image_size = 8", "image_size = 9", "BadData: the data has input_shape [1, 9, 9], pruned.onnx says [1, 8, 8]"),
         ("macs", "mcas", "mcas: unknown setting"),
     ):
         assert old in settings

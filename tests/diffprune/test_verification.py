@@ -143,6 +143,18 @@ def test_damaged_files_do_not_stop_the_other_checks(
     assert found.keys() == {"files", "network", "report"}
 
 
+def test_files_that_are_none_and_noise_of_zero_fail_as_any_damage(folder: Path, quiet: None) -> None:
+    (folder / "report.html").unlink()
+    (folder / "report.html").symlink_to("gone")
+    (folder / "pruned.onnx").unlink()
+    (folder / "pruned.onnx").mkdir()
+    edit(folder / "latency.json", lambda stored: stored["noise"].update(low=0))
+    found = failed(verify(folder))
+    assert {"files", "parity, pruned.onnx", "report"} <= found.keys()
+    assert "missing: " in found["files"]
+    assert "ZeroDivisionError" in found["report"]
+
+
 @pytest.mark.parametrize("key", ["speedup", "low", "high", "dense_ms", "pruned_ms"])
 def test_a_claim_that_does_not_follow_from_the_samples_is_found(folder: Path, key: str) -> None:
     edit(folder / "report.json", lambda report: report["latency"]["cpu"].update({key: 9.75}))

@@ -35,6 +35,12 @@ def test_another_free_axis_is_named(axis):
         input_specs(session(("x", ["batch", 3, axis, 8], "tensor(float)")), batch=1, path=PATH)
 
 
+def test_sizes_that_are_given_hold_where_the_file_says_nothing():
+    silent = session(("x", [], "tensor(float)"))
+    assert input_specs(silent, batch=8, path=PATH, shapes={"x": (3, 4, 4)})[0].shape == (8, 3, 4, 4)
+    assert input_specs(silent, batch=8, path=PATH)[0].shape == ()
+
+
 def test_an_unusual_type_is_refused():
     with pytest.raises(export.CannotMeasure, match=r"type tensor\(string\)"):
         input_specs(session(("x", ["batch"], "tensor(string)")), batch=1, path=PATH)

@@ -32,6 +32,15 @@ def test_a_layer_measured_alone_computes_what_it_does_in_the_network(tmp_path: P
     assert min(table.values()) > 0
 
 
+@pytest.mark.parametrize("width", [4, 49])
+def test_channels_that_the_runtime_pads_are_not_counted(tmp_path: Path, width: int) -> None:
+    network = nn.Sequential(nn.Conv2d(32, width, 3), nn.ReLU(), nn.Conv2d(width, 32, 3))
+    export.to_onnx(network, torch.randn(2, 32, 12, 12), tmp_path / "odd.onnx")
+    layers, _ = export.layers_of(tmp_path / "odd.onnx", runs=2)
+    assert [layer.macs for layer in layers] == [32 * width * 9 * 100, 32 * width * 9 * 64]
+    assert [layer.output for layer in layers] == [(1, width, 10, 10), (1, 32, 8, 8)]
+
+
 def test_more_channels_take_longer(tmp_path: Path) -> None:
     table = export.layer_table({CONV: [(16, 16), (256, 256)]}, folder=tmp_path)
     assert table[CONV, (256, 256)] > 10 * table[CONV, (16, 16)]  # 256 times the multiply-adds

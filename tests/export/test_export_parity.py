@@ -121,6 +121,14 @@ def test_a_fixed_batch_is_compared_at_that_batch(files, network, image, tmp_path
     assert {row.batch for row in parity.batches} == {batch}
 
 
+def test_an_empty_output_is_compared_as_such(tmp_path):
+    class Empty(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return 2 * x, x[:, :0]
+
+    assert export.to_onnx(Empty(), torch.randn(2, 3), tmp_path / "empty.onnx").parity.worst < 1e-5
+
+
 def test_as_dict_is_json_even_with_infinite_sqnr():
     row = export.BatchParity(1, 0.0, 0.0, 1.0, float("inf"))
     text = json.dumps(export.Parity((row,), 1e-4).as_dict(), allow_nan=False)

@@ -259,6 +259,13 @@ def test_values_beyond_float16_are_refused_though_the_cpu_hides_them(tmp_path):
     export.to_fp16(one_layer(tmp_path / "usual.onnx", "Conv", 1e2), tmp_path / "half.onnx", images)
 
 
+def test_nearest_neighbours_in_float16(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2), nn.Conv2d(8, 4, 3)).eval()
+    export.to_onnx(network, torch.randn(2, 3, 8, 8), tmp_path / "up.onnx")
+    small = export.to_fp16(tmp_path / "up.onnx", tmp_path / "half.onnx", [torch.randn(4, 3, 8, 8)])
+    assert small.fidelity.sqnr_db > 50
+
+
 def test_a_transformer_in_float16_does_not_crash_onnxruntime(tmp_path):
     """Whose last fusions would end this process."""
     torch.manual_seed(0)

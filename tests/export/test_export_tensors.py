@@ -35,6 +35,7 @@ def test_outputs_are_the_leaves_in_order():
         ((torch.zeros(1), 3), "is a int, not a tensor"),
         (torch.zeros(1, dtype=torch.bfloat16), "dtype torch.bfloat16"),
         (torch.tensor(1.0), "has no batch"),
+        (torch.zeros(2, 0), "or no values"),
         ((torch.zeros(2), torch.zeros(3)), "2 different batch sizes"),
     ],
 )
@@ -46,6 +47,11 @@ def test_impossible_examples_are_refused(inputs, message):
 def test_a_network_that_does_not_run_says_so():
     with pytest.raises(export.NotExportable, match="the network does not run"):
         outputs_of(plain(), (torch.zeros(1, 4, 8, 8),))
+
+
+def test_an_output_that_no_file_of_ours_holds_is_refused():
+    with pytest.raises(export.NotExportable, match=r"the network returns torch\.bfloat16"):
+        outputs_of(nn.Linear(2, 2).bfloat16(), (torch.zeros(1, 2, dtype=torch.bfloat16),))
 
 
 def test_random_numbers_in_a_network_do_not_disturb_the_callers():
