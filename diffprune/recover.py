@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diffprune.errors import BadData
-from diffprune.training import Batches, logits, unpack
+from diffprune.training import Batches, forward, logits, unpack
 from surgery import evaluating
 
 
@@ -45,7 +45,7 @@ def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None
                 norm.momentum = None  # the plain average over all batches
                 norm.train()
             for batch in chain([first], used):
-                model(unpack(batch, device)[0])
+                forward(model, unpack(batch, device)[0])
     finally:
         for norm, momentum, old in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum

@@ -8,7 +8,7 @@ from torch import nn
 
 from diffprune.budget import Budget, shift_for
 from diffprune.gated import GatedModel
-from diffprune.training import Event, Recipe, answers, require_finite, step_, unpack
+from diffprune.training import Event, Recipe, answers, forward, require_finite, step_, unpack
 
 GATE_LR = 0.005
 """Adam, constant. Larger ones follow the noise of single batches: 0.02 ended 0.3 points lower (docs/method.md)."""
@@ -51,7 +51,7 @@ def search_(
             group["lr"] = recipe.rate(step, total)
         inputs, labels = unpack(next(batches), device)
         with recipe.casting(device):
-            loss = recipe.loss(gated(inputs), labels, answers(parent, inputs))
+            loss = recipe.loss(forward(gated, inputs), labels, answers(parent, inputs))
         step_(gated, [weights, gates], loss, phase="search", step=step, limit=recipe.limit)
         on_event({"phase": "search", "step": step + 1, "steps": total, "loss": loss.item(), "macs": macs})
     require_finite(gated, inputs, phase="search")

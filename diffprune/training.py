@@ -93,6 +93,21 @@ class Recipe:
         return hard if imitate is None else (1 - self.distill) * hard + self.distill * imitate
 
 
+def forward(model: nn.Module, inputs: Tensor) -> Any:
+    """What the network gives for `inputs`. Raises BadData for a batch of one where BatchNorm takes statistics of it."""
+    try:
+        return model(inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise BadData(
+            f"BatchNorm can take no statistics of a batch of {len(inputs)}",
+            at="a training batch, often the last of an epoch",
+            effect="the run was stopped",
+            fix="give DataLoader(drop_last=True), or another batch size",
+        ) from error
+
+
 def logits(output: object) -> Tensor:
     """What a network gave, if it is a tensor of shape (N, classes). Raises BadData."""
     if isinstance(output, Tensor) and output.dim() == 2:
@@ -220,7 +235,7 @@ def fit_(
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step, total)
         with recipe.casting(device):
-            loss = recipe.loss(model(inputs), labels, answers(parent, inputs))
+            loss = recipe.loss(forward(model, inputs), labels, answers(parent, inputs))
             if hint is not None:
                 loss = loss + recipe.hints * hint()
         length = step_(model, [optimizer], loss, phase=phase, step=step, limit=limit)

@@ -10,6 +10,7 @@ from newcomer import MODULE, Outcome, typed, working_in
 from safetensors.torch import save
 
 import surgery
+from diffprune.benching import grid
 from diffprune.models import load_model
 
 pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
@@ -221,3 +222,8 @@ def test_the_same_words_without_the_fault_are_accepted(here: Path) -> None:
         assert (given.type, given.shape) == ("tensor(uint8)", [batch, 8, 8, 1])
     outcome = typed(*f"{COMPRESS} {MODULE}:colour --data imagefolder:pictures --output fine".split())
     assert outcome.code == 0, outcome.err
+
+
+def test_a_setting_that_is_named_twice_is_measured_once() -> None:
+    asked = {"threads": [1, 1], "batches": [8, 1, 8], "runtimes": ["onnx"], "precisions": ["fp32"]}
+    assert [(s.threads, s.batch) for s in grid("cpu", **asked)] == [(1, 8), (1, 1)]

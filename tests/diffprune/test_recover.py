@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffprune.errors import BadData
 from diffprune.recover import accuracy, recalibrate_
+from diffprune.training import forward
 
 
 def batches(count: int, seed: int = 0) -> list[Tensor]:
@@ -120,6 +121,20 @@ def test_statistics_that_are_no_numbers_are_refused(value: float) -> None:
     second[0, 0, 0, 0] = value
     with pytest.raises(BadData, match="the batches give statistics that are not finite"):
         recalibrate_(network(), [first, second])
+
+
+def test_a_batch_of_one_that_has_no_variance_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    for given in ([torch.randn(4, 3), torch.randn(1, 3)], [torch.randn(1, 3)]):
+        with pytest.raises(BadData, match="no statistics of a batch of 1"):
+            recalibrate_(model, given)
+    with pytest.raises(ValueError, match="another one"):
+        forward(Wrong(), torch.zeros(1))
+
+
+class Wrong(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("another one")
 
 
 def test_without_batch_norm_nothing_is_read() -> None:
