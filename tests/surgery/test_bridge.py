@@ -40,7 +40,7 @@ def traced(name: str) -> tuple[nn.Module, ChannelGraph, tuple[Any, ...]]:
     """A network with gradients, its channel graph and the groups that torch-pruning finds."""
     torch.manual_seed(0)
     model = short_densenet() if name == "densenet" else torchvision.models.get_model(name, weights=None)
-    model, x = model.double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)  # some squares are too small for float32
+    model, x = model.double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)  # terms of either sign cancel
     randomised(model)
     model(x).square().mean().backward()
     graph = surgery.trace(model, x)
