@@ -94,7 +94,7 @@ class _Fit:
         self, small: nn.Module, layers: Mapping[str, nn.Module], dense: _Dense, sums: Mapping[str, tuple[int, Tensor]]
     ) -> None:
         self.small, self.layers, self.given, self.sums = small, layers, dense.given, sums
-        self.normed = dense.watch.normed
+        self.normed, self.tracking = dense.watch.normed, tracking_norms(small)
         self.norms = {name: small.get_submodule(norm) for name, norm in dense.watch.norm_of.items()}
         self.shift: dict[nn.Module, Tensor] = {}  # mean errors of sums, which a BatchNorm's bias has to take
         self.longer: dict[nn.Module, Tensor] = {}  # what a BatchNorm reads was divided by this
@@ -106,7 +106,7 @@ class _Fit:
         with ExitStack() as hooks, self.operators:
             for name, layer in self.layers.items():
                 hooks.enter_context(layer.register_forward_pre_hook(partial(self._fit, name), with_kwargs=True))
-            for norm in tracking_norms(self.small):
+            for norm in self.tracking:
                 hooks.enter_context(norm.register_forward_pre_hook(self._restate, with_kwargs=True))
             self.small(x)
 
@@ -130,7 +130,7 @@ class _Fit:
                     fix="look for such values in the data; after training, lower the learning rate",
                 )
             _fit_(layer, read, given, normed=name in self.norms)
-            if self.norms.get(name) in tracking_norms(self.small):
+            if self.norms.get(name) in self.tracking:
                 self.longer[self.norms[name]] = _as_long_as_(layer, old)
 
     def _missing(self, name: str, layer: nn.Module) -> Tensor:
