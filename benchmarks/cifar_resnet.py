@@ -12,7 +12,7 @@ from diffprune.data import Data
 from diffprune.training import Recipe, endless, fit_
 from export import cache_folder
 
-EPOCHS = 60
+EPOCHS = 30
 """How long resnet18 is trained, of which no weights for CIFAR-10 are published with torchvision: minutes on a GPU."""
 
 
@@ -69,9 +69,10 @@ def trained_resnet18(data: Data, device: str, epochs: int = EPOCHS) -> nn.Module
     torch.manual_seed(0)
     model, file = resnet18(), cache_folder() / f"cifar10_resnet18_{epochs}.safetensors"
     if not file.is_file():
-        model, total = model.to(device), epochs * len(data.train)
+        recipe = Recipe(lr=0.1, distill=0.0, precision="bfloat16" if device == "cuda" else "float32")
+        model, total = model.to(device, memory_format=torch.channels_last), epochs * len(data.train)
         fit_(
-            model, endless(data.train), Recipe(lr=0.1, distill=0.0), steps=range(total), total=total, phase="parent",
+            model, endless(data.train), recipe, steps=range(total), total=total, phase="parent",
             on_event=lambda event: None,
         )
         file.parent.mkdir(parents=True, exist_ok=True)

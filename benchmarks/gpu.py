@@ -1,15 +1,19 @@
-"""What pruning gains on a GPU: torchvision's networks, dense against pruned, eager and as a CUDA graph.
+"""What pruning gains on a GPU: torchvision's networks, dense against pruned, in torch and onnxruntime.
 
     python -m benchmarks.gpu
 
 Random weights and random keeps at 224 pixels, as in benchmarks.torchvision_models; widths stay multiples of 16, which
-tensor cores want in half precision. Every cell is one interleaved comparison, timed by CUDA events. With batch 1 a
-large GPU mostly waits for the next launch, which the CUDA graph takes away.
+tensor cores want in half precision. Every cell is one interleaved comparison, timed by CUDA events, or
+for onnxruntime by the clock, with inputs and outputs on the GPU. With batch 1 a large GPU mostly waits for the next
+launch, which the CUDA graph takes away. Runtime "onnx" needs onnxruntime-gpu.
 """
 
 import argparse
+import atexit
 import functools
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -23,17 +27,21 @@ from benchmarks.torchvision_models import random_keep, randomised_
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 NAMES = ("resnet50", "mobilenet_v2", "vit_b_16")
-RUNTIMES = ("eager", "cuda-graph", "compile")
+RUNTIMES = ("eager", "cuda-graph", "compile", "onnx")
 PRECISIONS = ("fp32", "tf32", "fp16")
 
 
 def measure(cell: Cell, device: str = "cuda") -> Cell:
-    dense, small, example, macs = networks(cell["model"], cell["round_to"], cell["seed"])
+    which = cell["model"], cell["round_to"], cell["seed"]
+    dense, small, example, macs = networks(*which)
+    settings = {key: cell[key] for key in ("precision", "batch", "seconds", "seed")}
     try:
-        found = export.compare_networks(
-            dense, small, example, device=device, seconds=cell["seconds"], seed=cell["seed"],
-            **{key: cell[key] for key in ("runtime", "precision", "batch")},
-        )  # fmt: skip
+        if cell["runtime"] == "onnx":
+            found = export.compare(*files(*which), device=device, **settings)
+        else:
+            found = export.compare_networks(
+                dense, small, example, device=device, runtime=cell["runtime"], **settings
+            )
     except export.CannotMeasure as error:
         return {"failure": str(error)}
     result = {
@@ -60,6 +68,15 @@ def networks(name: str, round_to: int, seed: int) -> tuple[nn.Module, nn.Module,
     small = surgery.cut(dense, graph, keep)
     surgery.check_equal(surgery.mask(dense, graph, keep), small, example)
     return dense, small, example[:1], size.dense.macs / size.of(keep).macs
+
+
+@functools.lru_cache(maxsize=1)
+def files(name: str, round_to: int, seed: int) -> tuple[Path, Path]:
+    """Both as ONNX files, which go with this process."""
+    dense, small, example, _ = networks(name, round_to, seed)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return tuple(export.to_onnx(model, example, folder / f"{i}.onnx").path for i, model in enumerate((dense, small)))
 
 
 def table(results: list[Cell]) -> str:

@@ -1,5 +1,7 @@
 """The oracle: two networks that must compute the same."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,8 +58,23 @@ def compare(masked: Any, small: Any, at: str, tolerance: float | None = None) ->
 def run(model: nn.Module, example_inputs: ExampleInputs) -> Any:
     # Inputs of its own, which it may write into.
     args, kwargs = torch.utils._pytree.tree_map_only(Tensor, torch.clone, as_call(example_inputs))
-    with own_random_state(model):  # both draw the same numbers, if they draw any
+    with own_random_state(model), without_tf32():  # both draw the same numbers, if they draw any
         return model(*args, **kwargs)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """float32 has all its digits inside. On a GPU convolutions round to 10 bits by default: 4e-4 of a cut network."""
+    backends: Any = torch.backends
+    kinds = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 def _tensors(output: Any) -> tuple[list[Tensor], str]:

@@ -88,3 +88,37 @@ def test_mode_and_random_state_come_back() -> None:
     assert surgery.check_equal(model, model, X) == 0.0
     assert (model.training, model[0].training, model[1].training) == (True, False, True)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("conv", ["tf32", "ieee"])
+def test_networks_are_compared_without_tf32_and_its_switches_come_back(conv: str) -> None:
+    """On a GPU convolutions multiply with 10 bits by default, and a cut network differs by 4e-4 from its gated one."""
+    backends, seen = torch.backends, []
+
+    def switches() -> list[str]:
+        return [kind.fp32_precision for kind in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)]
+
+    def watching(x: Tensor) -> Tensor:
+        seen.append(switches())
+        return x
+
+    default = backends.cudnn.conv.fp32_precision
+    try:
+        backends.cudnn.conv.fp32_precision = conv
+        before = switches()
+        surgery.check_equal(Apply(watching), Apply(watching), X)
+        assert switches() == before
+    finally:
+        backends.cudnn.conv.fp32_precision = default
+    assert seen == [["ieee"] * 3] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_a_gpu_a_cut_network_passes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64, 5)).cuda()
+    x = torch.randn(2, 3, 5, 5, device="cuda")
+    graph = surgery.trace(model, x)
+    keep = {group.name: torch.arange(group.units) % 3 > 0 for group in graph.groups}
+    assert surgery.check_equal(surgery.mask(model, graph, keep), surgery.cut(model, graph, keep), x) < 1e-5
