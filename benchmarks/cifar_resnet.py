@@ -77,7 +77,7 @@ def trained_resnet18(data: Data, device: str, epochs: int = EPOCHS) -> nn.Module
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(".draft")
-        save_file({name: value.cpu() for name, value in model.state_dict().items()}, draft)
+        save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, draft)
         draft.replace(file)
     model.cpu().load_state_dict(load_file(file))
     return model.eval()

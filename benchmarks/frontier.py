@@ -40,8 +40,8 @@ FILES = RESULTS.with_name("frontier")
 PICTURE = Path(__file__).parents[1] / "docs" / "frontier.svg"
 OURS = {"diffprune": 1, "diffprune-4": 4}
 """Ours with widths as they come, like the peers, and with multiples of 4, which onnxruntime computes faster."""
-CELL = ("depth", "epochs", "factor", "method", "seed", "precision")
-"""What tells one cell from the others."""
+CELL = ("depth", "epochs", "factor", "method", "seed", "precision", "device")
+"""What tells one cell from the others. Training repeats differ by rounding: the same seed on a GPU is another run."""
 NOISE = 1.2
 """An interval whose ends are further apart than this factor tells nothing about a speed-up."""
 SECONDS = 5.0
@@ -138,7 +138,7 @@ def measure(cell: Cell, folder: Path, device: str = "cpu") -> Cell:
 
 
 def small_file(cell: Cell) -> Path:
-    return FILES / "{depth}-{epochs:g}-{factor:g}-{method}-{seed}-{precision}.onnx".format(**{"precision": "", **cell})
+    return FILES / ("-".join(str(cell[key]) for key in CELL if key in cell) + ".onnx")
 
 
 def dense_file(cell: Cell) -> Path:
@@ -153,16 +153,18 @@ def time_of(cell: Cell) -> Cell:
 
 
 def grid(
-    depths: Iterable[int], epochs: Iterable[float], factors: Iterable[float], seeds: Iterable[int], precision: str
+    depths: Iterable[int], epochs: Iterable[float], factors: Iterable[float], seeds: Iterable[int],
+    precision: str = "float32", device: str = "cpu",
 ) -> list[Cell]:
     """Seed by seed, so that a table can be read early. ResNet-56 not at 3x, and against the best peers only."""
+    trained = {"precision": precision, "device": device}
     cells: list[Cell] = []
     for seed, depth, epoch, factor in itertools.product(seeds, depths, epochs, factors):
         if depth == 56 and factor == 3:
             continue
         for method in (*OURS, *(PEERS if depth == 20 else BEST_PEERS)):
             cell = {"depth": depth, "epochs": epoch, "factor": factor, "method": method, "seed": seed}
-            cells.append({**cell, "precision": precision} if epoch else cell)
+            cells.append(cell | trained if epoch else cell)
     return cells
 
 
@@ -187,18 +189,19 @@ def training(cell: Cell) -> str:
 
 
 def table(results: list[Cell]) -> str:
-    """One line for each setting and method: mean and sample standard deviation over the seeds."""
+    """One line for each setting and method: mean and sample standard deviation over the runs; minutes on the CPU."""
     rows, seen = [], dict.fromkeys((r["depth"], training(r), r["factor"], r["method"]) for r in results)
     for depth, trained, factor, method in sorted(seen, key=lambda key: key[:3]):
         mine = [r for r in results if (r["depth"], training(r), r["factor"], r["method"]) == (
             depth, trained, factor, method)]
+        minutes = [r["seconds"] / 60 for r in mine if r.get("device", "cpu") == "cpu"]
         rows.append((
             f"ResNet-{depth}", trained, f"{factor:g}x", method, spread([100 * r["accuracy"] for r in mine]),
             f"{1 / mean(r['macs_left'] for r in mine):.2f}x",
             spread([r["speedup"] for r in steady(mine)]) if steady(mine) else "unknown",
-            f"{mean(r['seconds'] for r in mine) / 60:.1f}", str(len(mine)),
+            f"{mean(minutes):.1f}" if minutes else "unknown", str(len(mine)),
         ))
-    head = ("network", "epochs", "asked", "method", "accuracy %", "fewer MACs", "speed-up", "minutes", "seeds")
+    head = ("network", "epochs", "asked", "method", "accuracy %", "fewer MACs", "speed-up", "minutes", "runs")
     return markdown(head, rows)
 
 
@@ -251,7 +254,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="to train on")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="to train in")
     args = parser.parse_args()
-    cells = grid(args.depth, args.epochs, args.factors, args.seeds, args.precision)
+    cells = grid(args.depth, args.epochs, args.factors, args.seeds, args.precision, args.device)
     trained = run_cells(RESULTS, cells, lambda cell: measure(cell, args.data, args.device))
     timed = run_cells(LATENCY, cells, time_of)
     print(table([{**a, **b} for a, b in zip(trained, timed, strict=True)]))

@@ -121,6 +121,13 @@ def test_the_table_and_the_picture_show_every_cell(tmp_path: Path) -> None:
     assert "magnitude" in (tmp_path / "one.svg").read_text()
 
 
+def test_minutes_are_those_of_the_cpu() -> None:
+    here, there = cells()[:2]
+    row = frontier.table([here, {**there, "device": "cuda", "seconds": 6.0}]).splitlines()[2]
+    assert row == "| ResNet-20 | 0 | 2x | diffprune | 84.50 ± 0.71 | 2.00x | 1.50 ± 0.00 | 1.0 | 2 |"
+    assert frontier.table([{**there, "device": "cuda"}]).endswith("| unknown | 1 |")
+
+
 def test_precisions_are_not_taken_for_seeds() -> None:
     half = [{**cell, "epochs": 1.0, "precision": "bfloat16"} for cell in cells()]
     lines = frontier.table([*half, *({**cell, "epochs": 1.0} for cell in cells())]).splitlines()[2:]
@@ -139,10 +146,11 @@ def test_the_seed_decides_what_is_random(dense: nn.Module, images: tuple[torch.T
 
 
 def test_the_grid_asks_resnet56_of_the_best_peers_only() -> None:
-    grid = frontier.grid([20, 56], [0.0, 1.0], [2, 3, 5], [0, 1], "bfloat16")
+    grid = frontier.grid([20, 56], [0.0, 1.0], [2, 3, 5], [0, 1], "bfloat16", "cuda")
     assert len(grid) == 2 * (2 * 3 * (2 + len(PEERS)) + 2 * 2 * 5)
     assert grid[0] == {"depth": 20, "epochs": 0.0, "factor": 2, "method": "diffprune", "seed": 0}
-    assert all(("precision" in cell) == bool(cell["epochs"]) for cell in grid)
+    assert all((cell.get("precision"), cell.get("device")) == (("bfloat16", "cuda") if cell["epochs"] else (None, None))
+               for cell in grid)
 
 
 def test_a_cell_is_trained_first_and_timed_when_all_are(

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import onnx
 import pytest
 import torch
 
 from benchmarks import gpu, measuring
+from benchmarks.cells import stored
 
 
 def test_twice_the_layers_are_twice_the_nodes_on_the_same_weight() -> None:
@@ -100,9 +102,17 @@ def test_a_gpu_cell_holds_a_comparison_or_the_reason_for_none(monkeypatch: pytes
     found = cell | gpu.measure(cell, device="cpu")
     failed = {**cell, "runtime": "cuda-graph"}
     failed |= gpu.measure(failed, device="cpu")
+    filed = {**cell, "runtime": "onnx"} | gpu.measure({**cell, "runtime": "onnx"}, device="cpu")
     gpu.networks.cache_clear()
-    assert found["macs"] > 1
-    assert found["low"] <= found["speedup"] <= found["high"]
+    gpu.files.cache_clear()
+    assert found["macs"] == filed["macs"] > 1
+    for one in (found, filed):
+        assert one["low"] <= one["speedup"] <= one["high"]
     first, second = gpu.table([found, failed]).splitlines()[2:]
     assert first.startswith("| tiny | 2 | fp32 | eager | ")
     assert second == "| tiny | 2 | fp32 | cuda-graph | runtime 'cuda-graph' asked on cpu |  |  |  |"
+
+
+def test_committed_results_of_the_gpu_give_their_table() -> None:
+    _, results = stored(gpu.RESULTS)
+    assert gpu.table(results) in (Path(__file__).parents[1] / "docs" / "latency.md").read_text()
