@@ -20,11 +20,19 @@ def check_equal(
     """max |difference| / max |reference| over all outputs of two networks in eval mode; the reference is `masked`.
 
     Raises NotEqual above `tolerance` (default by dtype, TOLERANCE), for outputs of other shapes or structure, for
-    outputs that are not finite, and for a constant reference, with which any check would pass.
+    outputs that are not finite, for a constant reference, with which any check would pass, and where only `small`
+    fails to run.
     """
+    at = f"{type(masked).__name__}, masked against cut"
     with torch.no_grad(), evaluating(masked, small):
-        reference, output = (run(model, example_inputs) for model in (masked, small))
-    return compare(reference, output, f"{type(masked).__name__}, masked against cut", tolerance)
+        reference = run(masked, example_inputs)
+        try:
+            output = run(small, example_inputs)
+        except Exception as error:
+            fact = f"the cut network does not run: {type(error).__name__}: {' '.join(str(error).split())}"
+            fix = "see the chained error; where one unit is left, keep two: squeeze() drops such an axis"
+            raise _not_equal(fact, at, fix) from error
+    return compare(reference, output, at, tolerance)
 
 
 def compare(masked: Any, small: Any, at: str, tolerance: float | None = None) -> float:
@@ -93,10 +101,9 @@ class _Leaf:
         return self.text
 
 
-def _not_equal(fact: str, at: str) -> NotEqual:
-    return NotEqual(
-        fact,
-        at=at,
-        effect="the cut network must not be used",
-        fix="check that both come from the same weights and keep, and that the example gives an output that varies",
-    )
+def _not_equal(
+    fact: str,
+    at: str,
+    fix: str = "check that both come from the same weights and keep, and that the example gives an output that varies",
+) -> NotEqual:
+    return NotEqual(fact, at=at, effect="the cut network must not be used", fix=fix)

@@ -44,6 +44,26 @@ def test_what_differs_is_refused(masked: Any, small: Any, message: str) -> None:
         surgery.check_equal(Apply(masked), Apply(small), X)
 
 
+class Squeezing(nn.Module):
+    """Loses the axis of its channels where one is left of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).squeeze())
+
+
+def test_a_cut_network_that_does_not_run_is_refused_with_the_reason() -> None:
+    model, x = Squeezing(), torch.randn(3, 4)
+    graph = surgery.trace(model, x)
+    (group,) = graph.groups
+    keep = {group.name: torch.tensor([False, True, False])}
+    with pytest.raises(surgery.NotEqual, match=r"cut network does not run: RuntimeError: mat1.*(?s:.*)keep two"):
+        surgery.check_equal(surgery.mask(model, graph, keep), surgery.cut(model, graph, keep), x)
+
+
 def test_equal_networks_are_accepted_with_their_error() -> None:
     assert surgery.check_equal(Apply(lambda x: [x, None]), Apply(lambda x: [x, None]), X) == 0.0
     error = surgery.check_equal(Apply(lambda x: x), Apply(lambda x: x * (1 + 1e-13)), X)
