@@ -64,7 +64,7 @@ def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None
 def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
     """Share of right answers in [0, 1] and the number of examples, in eval mode.
 
-    Raises BadData for no batches, labels that are not one class index per example, and answers that are not finite.
+    Raises BadData for no batches, labels that are not one index of an output per example, and answers that are not finite.
     """
     device = next(model.parameters()).device
     right = count = 0
@@ -83,6 +83,12 @@ def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
                     f"labels have shape {tuple(labels.shape)} for outputs of shape {tuple(output.shape)}",
                     "no accuracy can be reported",
                     "give one class index per example, shape (N,), and a network that returns (N, classes)",
+                )
+            if len(labels) and labels.max() >= output.shape[1]:
+                raise _bad(
+                    f"a label is {int(labels.max())}; the network tells {output.shape[1]} classes apart",
+                    "no accuracy can be reported",
+                    "number the classes from 0, and give a network with an output for each",
                 )
             if not output.isfinite().all():
                 raise _bad(

@@ -168,6 +168,7 @@ def test_accuracy_counts_every_example_once_in_eval_mode() -> None:
         ([], "the validation data is empty"),
         ([(torch.ones(2), torch.ones(2, 1).long())], r"labels have shape \(2, 1\) for outputs of shape \(2, 2\)"),
         ([(torch.ones(2), torch.ones(2, 2))], r"labels have shape \(2, 2\)"),
+        ([(torch.ones(2), torch.tensor([0, 2]))], "a label is 2; the network tells 2 classes apart"),
         ([(torch.tensor([1.0, nan]), torch.ones(2).long())], "not finite"),
         ([(torch.tensor([1.0, inf]), torch.ones(2).long())], "not finite"),
     ],
