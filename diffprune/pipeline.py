@@ -74,10 +74,10 @@ def compress(
     `train` yields (inputs, labels) or inputs alone (then the parent's answers are the only target), `val` yields
     (inputs, labels); both are iterated repeatedly. `epochs` counts search and recovery together; with 0 units are
     chosen by their score per cost and the rest is fitted, without any training. Widths stay multiples of `round_to`
-    where they were: 1 by default, so that shares of MACs and parameters are met closely (onnxruntime runs single channels
-    slowly: where speed counts give 4 or more), and under a budget of speed-up the step that is probed here
-    (`export.default_step()` is right for onnxruntime on this CPU). Such a budget is met
-    as measured by onnxruntime on this CPU with `threads` threads and one image at a time: the report has the interval.
+    where they were: 1 by default, so that shares of MACs and parameters are met closely (where speed counts give 4 or
+    more: onnxruntime runs single channels slowly), and under a budget of speed-up the step that is probed here
+    (`export.default_step()` is right for onnxruntime on this CPU). Such a budget is met as measured by onnxruntime on
+    this CPU with `threads` threads and one image at a time: the report has the interval.
     Units in one of the `bundles` stay or go together; `bundles=branches` drops whole residual branches: they stay zero,
     and ONNX files go without them. `scores` tells what each unit is worth before the search: `gains` by default,
     `criterion_scores` for one of torch-pruning's, or a function of yours from (network, graph, images) to a tensor of

@@ -64,7 +64,8 @@ def recalibrate_(model: nn.Module, batches: Batches, *, limit: int = 50) -> None
 def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
     """Share of right answers in [0, 1] and the number of examples, in eval mode.
 
-    Raises BadData for no batches, labels that are not one index of an output per example, and answers that are not finite.
+    Raises BadData for no batches, labels that are not one index of an output per example, and answers that are not
+    finite.
     """
     device = next(model.parameters()).device
     right = count = 0
