@@ -1,7 +1,8 @@
 """Accuracy against MACs and against measured CPU latency: diffprune beside torch-pruning's pruners.
 
     python -m benchmarks.frontier --data PATH --precision bfloat16
-    python -m benchmarks.frontier --data PATH --device cuda --depth 56 18 --epochs 5 100 --factors 2 2.1 2.57 5
+    python -m benchmarks.frontier --data PATH --precision bfloat16 --device cuda --depth 56 18 --epochs 5 12 \
+        --factors 2 2.1 2.57 5 --seeds 0
 
 From the same weights, in the same data order, with the same total number of training steps (a search or sparse
 training counts), the same distillation, hints and schedule afterwards; last step, all 10,000 test images. Every
@@ -41,7 +42,7 @@ PICTURE = Path(__file__).parents[1] / "docs" / "frontier.svg"
 OURS = {"diffprune": 1, "diffprune-4": 4}
 """Ours with widths as they come, like the peers, and with multiples of 4, which onnxruntime computes faster."""
 CELL = ("depth", "epochs", "factor", "method", "seed", "precision", "device")
-"""What tells one cell from the others. Training repeats differ by rounding: the same seed on a GPU is another run."""
+"""What tells one cell from the others. A seed on a GPU is another run: rounding and the noise of gates differ."""
 NOISE = 1.2
 """An interval whose ends are further apart than this factor tells nothing about a speed-up."""
 SECONDS = 5.0
@@ -190,11 +191,11 @@ def training(cell: Cell) -> str:
 
 def table(results: list[Cell]) -> str:
     """One line for each setting and method: mean and sample standard deviation over the runs; minutes on the CPU."""
-    rows, seen = [], dict.fromkeys((r["depth"], training(r), r["factor"], r["method"]) for r in results)
-    for depth, trained, factor, method in sorted(seen, key=lambda key: key[:3]):
+    rows, seen = [], dict.fromkeys((r["depth"], r["epochs"], training(r), r["factor"], r["method"]) for r in results)
+    for depth, _, trained, factor, method in sorted(seen, key=lambda key: key[:4]):
         mine = [r for r in results if (r["depth"], training(r), r["factor"], r["method"]) == (
             depth, trained, factor, method)]
-        minutes = [r["seconds"] / 60 for r in mine if r.get("device", "cpu") == "cpu"]
+        minutes = [r["seconds"] / 60 for r in mine if r.get("device") != "cuda" and "gpu" not in r]
         rows.append((
             f"ResNet-{depth}", trained, f"{factor:g}x", method, spread([100 * r["accuracy"] for r in mine]),
             f"{1 / mean(r['macs_left'] for r in mine):.2f}x",
@@ -210,12 +211,12 @@ def picture(results: list[Cell], path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    settings = sorted({(r["depth"], training(r)) for r in results})
+    settings = sorted({(r["depth"], r["epochs"], training(r)) for r in results})
     methods = [m for m in (*OURS, *PEERS) if any(r["method"] == m for r in results)]
     with rc_context({"svg.hashsalt": "frontier"}):  # the same file from the same results
         figure = Figure(figsize=(10, 3.6 * len(settings)), layout="constrained")
         panels = figure.subplots(len(settings), 2, squeeze=False)
-        for (depth, trained), row in zip(settings, panels, strict=True):
+        for (depth, _, trained), row in zip(settings, panels, strict=True):
             for axes, key, label in zip(row, ("macs", "latency"), ("MACs left", "latency left"), strict=True):
                 for method in methods:
                     mine = [r for r in results if (r["depth"], training(r), r["method"]) == (depth, trained, method)]
