@@ -17,11 +17,12 @@ Result = export.Latency | export.Comparison
 
 @dataclass(frozen=True)
 class Bench:
-    """`names` of what was measured, one or two, and a result for each setting."""
+    """`names` of what was measured, one or two, and a result for each setting; `failure` is why some are missing."""
 
     names: tuple[str, ...]
     settings: tuple[Settings, ...]
     results: tuple[Result, ...]
+    failure: export.ExportError | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """A single result as it is, several in a list under "results"."""
@@ -48,24 +49,33 @@ def bench(
 ) -> Bench:
     """Measure a file, compare two, or compare both networks of a run, whose folder `dense` is then.
 
-    Raises BadConfig for a file in a runtime of torch, and the errors of `load_run` and of what measures in `export`.
+    Raises BadConfig for a file in a runtime of torch, and the errors of `load_run` and of what measures in `export`; of
+    a later setting, these end it with the results so far.
     """
     in_torch = any(setting.runtime != "onnx" for setting in settings)
     _require_sensible(dense, small, shapes, in_torch=in_torch)
     stored = load_run(dense) if in_torch else None
     files = (dense / "dense.onnx", dense / "pruned.onnx") if dense.is_dir() else (dense, small) if small else (dense,)
+    names = ("dense", "pruned") if dense.is_dir() else tuple(map(str, files))
+
+    def measured(setting: Settings) -> Result:
+        options: dict[str, Any] = {**asdict(setting), "seconds": seconds}
+        if stored and setting.runtime != "onnx":
+            return export.compare_networks(stored.dense, stored.pruned, stored.example, **options)
+        del options["runtime"]
+        return (export.compare if len(files) == 2 else export.measure)(*files, shapes=shapes, **options)
+
     results: list[Result] = []
     for number, setting in enumerate(settings, 1):
         if len(settings) > 1:
             tell(f"measuring {number} of {len(settings)}: {in_words(asdict(setting))}")
-        options: dict[str, Any] = {**asdict(setting), "seconds": seconds}
-        if stored and setting.runtime != "onnx":
-            results.append(export.compare_networks(stored.dense, stored.pruned, stored.example, **options))
-            continue
-        del options["runtime"]
-        of_files = export.compare if len(files) == 2 else export.measure
-        results.append(of_files(*files, shapes=shapes, **options))
-    return Bench(("dense", "pruned") if dense.is_dir() else tuple(map(str, files)), tuple(settings), tuple(results))
+        try:
+            results.append(measured(setting))
+        except export.ExportError as failure:
+            if not results:
+                raise
+            return Bench(names, tuple(settings[: len(results)]), tuple(results), failure)
+    return Bench(names, tuple(settings), tuple(results))
 
 
 def in_words(setting: Mapping[str, object]) -> str:

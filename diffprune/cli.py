@@ -181,6 +181,8 @@ def bench(
     _print(*bench_lines(found))
     if json:
         write_atomically(json, as_json(found.as_dict()))
+    if found.failure:
+        raise found.failure
 
 
 @app.command()
@@ -366,8 +368,8 @@ def _multiple(text: str) -> int:
 
 def _require_folder(file: Path, option: str) -> None:
     """Before any work: a file can be written there."""
-    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-        fact = "is a folder" if file.is_dir() else "is in a folder that does not exist or cannot be written to"
+    if os.path.isdir(file) or not os.access(file.parent, os.W_OK | os.X_OK):
+        fact = "is a folder" if os.path.isdir(file) else "is in a folder that does not exist or cannot be written to"
         raise _bad_option(f"{option} {file} {fact}", "name a file in a folder that exists and is yours")
 
 

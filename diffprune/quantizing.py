@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from diffprune.quantized import warnings
 from diffprune.runfolder import as_json, write_atomically
 from diffprune.training import Event
 from export.recipes import TARGETS
+from export.sessions import read_model
 
 PRECISIONS = ("int8", "fp16")
 NEEDED = ("config.toml", "dense.onnx", "pruned.onnx")
@@ -124,12 +124,19 @@ def _config(folder: Path) -> Config:
     return load_config(folder / "config.toml")
 
 
+def _unlike(said: str, value: list[Any]) -> bool:
+    try:
+        return bool(json.loads(said) != value)
+    except ValueError:  # a file of others, that says something else under this name
+        return True
+
+
 def _require_same_data(data: Data, file: Path) -> None:
     """Classes, sizes and normalisation are those that the network was trained with, as far as its file says."""
-    said = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
+    said = {entry.key: entry.value for entry in read_model(file).metadata_props}
     here = {"labels": data.labels, "input_shape": data.input_shape, "mean": data.mean, "std": data.std}
     for name, value in here.items():
-        if name in said and json.loads(said[name]) != list(value):
+        if name in said and _unlike(said[name], list(value)):
             raise BadData(
                 f"the data has {name} {list(value)}, {file.name} says {said[name]}",
                 at="quantize",

@@ -90,10 +90,10 @@ def create(path: str | Path) -> RunFolder:
     final = _named(path)
     if not _free(final):
         raise OutputExists(
-            "the output folder is taken" if final.is_dir() else "the output folder is a file",
+            "the output folder is taken" if os.path.isdir(final) else "the output folder is a file",
             at=str(final),
             effect="nothing was started; what is there was left alone",
-            fix=f"choose another folder, for example {final / 'run' if final.is_mount() else next_free(final)}",
+            fix=f"choose another folder, for example {final / 'run' if os.path.ismount(final) else next_free(final)}",
         )
     unfinished = final.with_name(f".{final.name}.unfinished-{secrets.token_hex(4)}")
     try:
@@ -138,9 +138,12 @@ def _named(path: str | Path) -> Path:
 
 def _free(path: Path) -> bool:
     # A rename cannot replace a link or a mount point, and would say so only after the whole run.
-    if path.is_symlink() or path.is_mount() or not path.is_dir():
+    if os.path.islink(path) or os.path.ismount(path) or not os.path.isdir(path):
         return not os.path.lexists(path)
-    return next(path.iterdir(), None) is None
+    try:
+        return next(path.iterdir(), None) is None
+    except OSError:  # one that may not be looked into
+        return False
 
 
 def _finite(value: Any) -> Any:

@@ -136,7 +136,8 @@ def _surface(timed: TimedLayer, grid: Grid, table: Mapping[tuple[LayerKind, Widt
         ms = torch.tensor(column, dtype=torch.float64).expand(-1, len(grid.outside))
     else:
         ms = torch.tensor([[table[kind, (a, b)] for b in grid.outside] for a in grid.inside], dtype=torch.float64)
-    ms = ms.cummax(0).values.cummax(1).values * timed.ms / table[kind, timed.widths]
+    ms = ms.cummax(0).values.cummax(1).values
+    ms = ms * timed.ms / ms[-1, -1]  # the dense one, which noise in a smaller one may have lifted
     ms = pad(ms, (1, 0, 1, 0))  # without channels no time
     rows, columns = ms.shape
     return pad(ms[None], (0, longest - columns, 0, longest - rows), mode="replicate")[0]

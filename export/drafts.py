@@ -39,9 +39,9 @@ class OnnxFile:
 def require_writable(path: str | Path) -> Path:
     """Raises NotExportable for what is no file in a folder that exists."""
     target = Path(path)
-    if target.is_dir() or not target.parent.is_dir():
+    if os.path.isdir(target) or not os.path.isdir(target.parent):
         raise NotExportable(
-            "this is a folder, not a file" if target.is_dir() else "the folder does not exist",
+            "this is a folder, not a file" if os.path.isdir(target) else "the folder does not exist",
             at=str(target), effect="nothing was written", fix="name a file in a folder that exists",
         )
     return target

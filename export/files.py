@@ -3,13 +3,12 @@
 import math
 from pathlib import Path
 
-import onnx
 from onnx import TensorProto
 
 from export.candidates import Candidate
 from export.errors import BadOnnx, CannotMeasure
 from export.feeds import Shapes, input_specs, random_feed, runner
-from export.sessions import open_session
+from export.sessions import open_session, read_model
 from export.settings import Settings
 
 WEIGHTS = {
@@ -57,7 +56,7 @@ def _precision(path: Path, asked: str) -> str:
 def stored_precision(path: Path) -> str:
     """The type of most of a file's weights, by number; "fp32" for a file without any."""
     counts = dict.fromkeys(WEIGHTS.values(), 0)
-    for weight in onnx.load(str(path), format="protobuf", load_external_data=False).graph.initializer:
+    for weight in read_model(path).graph.initializer:
         if weight.data_type in WEIGHTS:
             counts[WEIGHTS[weight.data_type]] += math.prod(weight.dims)
     return max(counts, key=counts.__getitem__)

@@ -19,6 +19,7 @@ from export.errors import BadOnnx
 from export.machine import this_machine
 from export.profiling import RUNS as PROFILED
 from export.profiling import NodeTime, profile
+from export.sessions import read_model
 
 Widths = tuple[int, int]
 """Channels in and out of a layer."""
@@ -26,6 +27,9 @@ Widths = tuple[int, int]
 PORTION = 1 << 28
 """Bytes of weights measured side by side: an ONNX file holds less than 2 GB, and VGG's first linear layer at all the
 widths of its table is 8."""
+
+HALF_A_TICK = 5e-4
+"""Milliseconds of what the profile's clock, which counts microseconds, does not see."""
 
 RUNS = 12
 """Of which the fastest counts: other work on the machine only adds. How well it repeats was not measured by itself."""
@@ -68,7 +72,7 @@ class TimedLayer:
         """Multiply-adds of one run."""
         inside = 1 if self.kind.groups == 0 else self.widths[0] // self.kind.groups
         if self.kind.op == "ConvTranspose":  # every value read is multiplied with all that it is spread to
-            outside = self.widths[1] // max(self.kind.groups, 1)
+            outside = self.widths[1] // (self.kind.groups or self.widths[0])
             return self.output[0] * math.prod((*self.kind.positions, *self.kind.kernel)) * self.widths[0] * outside
         return math.prod(self.output) * inside * math.prod(self.kind.kernel)
 
@@ -84,7 +88,7 @@ def layers_of(
     path: str | Path, *, threads: int = 1, batch: int = 1, runs: int = PROFILED
 ) -> tuple[list[TimedLayer], list[NodeTime]]:
     """The layers of a file with a weight, and the rest of its nodes, in the order they run: its `profile`, read."""
-    graph = onnx.load(str(path), format="protobuf", load_external_data=False).graph
+    graph = read_model(path).graph
     nodes = {node.name: node for node in graph.node}
     shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
     layers, rest = [], []
@@ -96,7 +100,7 @@ def layers_of(
         kind, widths = _kind(node, shapes[node.input[1]], time)
         # Of a convolution the runtime reports channels padded to its blocks.
         output = time.output if kind.op == "MatMul" else (time.output[0], widths[1], *time.output[2:])
-        layers.append(TimedLayer(kind, widths, node.input[1], output, time.ms))
+        layers.append(TimedLayer(kind, widths, node.input[1], output, max(time.ms, HALF_A_TICK)))
     return layers, rest
 
 
@@ -198,7 +202,7 @@ def _measured(kind: LayerKind, pairs: Sequence[Widths], threads: int, batch: int
             f"onnxruntime's profile does not show {kind.entry(missing[0])}", at="a file of single layers",
             effect="the latency of layers is not known", fix="please report this with your version of onnxruntime",
         )
-    return {kind.entry(widths): max(times[_name(widths)], 5e-4) for widths in pairs}  # half of the clock's microsecond
+    return {kind.entry(widths): max(times[_name(widths)], HALF_A_TICK) for widths in pairs}
 
 
 def side_by_side(kind: LayerKind, pairs: Sequence[Widths], batch: int) -> onnx.ModelProto:

@@ -44,14 +44,40 @@ def torch_as_asked(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """TF32 in matrix products and convolutions, or not. By torch's older switches: torch.compile reads those."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    """TF32 in matrix products and convolutions, or not. By torch's older switches: torch.compile reads those.
+
+    They set the newer ones, but cannot be read where somebody has set only some of these.
+    """
+    backends: Any = torch.backends
+    kinds = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
+    before, older = [kind.fp32_precision for kind in kinds], [_allowed(backends.cuda.matmul), _allowed(backends.cudnn)]
+    product = _product_precision()
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = allowed
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        if product is not None:
+            torch.set_float32_matmul_precision(product)
+        for backend, value in zip((backends.cuda.matmul, backends.cudnn), older, strict=True):
+            if value is not None:
+                backend.allow_tf32 = value
+        for kind, precision in zip(kinds, before, strict=True):
+            if kind.fp32_precision != precision:
+                kind.fp32_precision = precision
+
+
+def _allowed(backend: Any) -> bool | None:
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:
+        return None
+
+
+def _product_precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def network_candidate(model: nn.Module, example_inputs: Examples, settings: Settings) -> Candidate:

@@ -56,14 +56,14 @@ def answers_of(
                 raise _bad(fact, path, "give images like those the file was exported with") from error
     if not all(found):
         raise _bad("there is nothing to answer", paths[0], "give at least one batch")
-    return [tuple(np.concatenate(output) for output in zip(*own, strict=True)) for own in found]
+    return [tuple(np.concatenate([*map(np.atleast_1d, parts)]) for parts in zip(*own, strict=True)) for own in found]
 
 
 def _only_input(session: Any, path: str | Path) -> str:
-    (name, *others) = [value.name for value in session.get_inputs()]
-    if others:
-        raise _bad(f"the file takes {1 + len(others)} inputs", path, "give a file with one input, the images")
-    return str(name)
+    names = [str(value.name) for value in session.get_inputs()]
+    if len(names) != 1:
+        raise _bad(f"the file takes {len(names)} inputs", path, "give a file with one input, the images")
+    return names[0]
 
 
 def fidelity(found: Sequence[Array], reference: Sequence[Array]) -> Fidelity:

@@ -115,8 +115,7 @@ def parity_of(path: Path, resting: nn.Module, examples: tuple[Tensor, ...], *, t
                 effect="the file does not compute what the network computes",
                 fix="do not use the file; look for randomness, state, or a fixed batch in forward()",
             )
-    random = any(map(_drawn, examples))
-    _refuse_constant(answers, references, random, path)
+    _refuse_constant(answers, references, [_drawn(example) for example in examples], path)
     return parity
 
 
@@ -187,9 +186,9 @@ def distance(found: Array, reference: Array, tolerance: float) -> tuple[float, f
     if reference.ndim >= 2:
         chosen = np.take_along_axis(reference, found.argmax(axis=1, keepdims=True), axis=1)
         agreement = float((reference.max(axis=1, keepdims=True) - chosen <= tolerance * scale).mean())
-    noise = float((difference**2).sum())
-    sqnr = 10 * math.log10(max(float((reference**2).sum()), 1e-300) / noise) if noise > 0 else math.inf
-    return largest, relative, agreement, sqnr if not math.isnan(noise) else math.nan
+    signal, noise = max(float((reference**2).sum()), 1e-300), float((difference**2).sum())
+    sqnr = 10 * math.log10(signal / noise) if 0 < noise < math.inf else {0.0: math.inf, math.inf: -math.inf}.get(noise)
+    return largest, relative, agreement, math.nan if sqnr is None else sqnr
 
 
 def _refuse_not_finite(reference: list[Array], path: Path) -> None:
@@ -202,11 +201,14 @@ def _refuse_not_finite(reference: list[Array], path: Path) -> None:
             )
 
 
-def _refuse_constant(answers: list[list[Array]], references: list[list[Array]], random: bool, path: Path) -> None:
+def _refuse_constant(
+    answers: list[list[Array]], references: list[list[Array]], drawn: list[bool], path: Path
+) -> None:
     """Refuse outputs, per sample and of floating point, whose dependence on the input the file could have missed.
 
-    All others, such as anchors or a learned temperature, are constant by nature and compared as such. Without `random`
-    inputs the samples are copies of each other, and only an output that is one number throughout is refused.
+    All others, such as anchors or a learned temperature, are constant by nature and compared as such. Inputs that are
+    not `drawn` are copies of each other in all samples: of an output that may follow these alone, only one that is one
+    number throughout is refused.
     """
     batches = [reference[0].shape[:1] for reference in references]
     outputs = zip(zip(*answers, strict=True), zip(*references, strict=True), strict=True)
@@ -218,7 +220,9 @@ def _refuse_constant(answers: list[list[Array]], references: list[list[Array]], 
         if not samples.size:
             continue
         distance = np.abs(_samples(found) - samples).max()
-        spread = np.ptp(samples, axis=0).max() if random else np.ptp(samples)
+        spread = np.ptp(samples, axis=0).max() if any(drawn) else 0.0
+        if not (spread or all(drawn)):
+            spread = np.ptp(samples)
         rounding = np.finfo(wanted[0].dtype).eps * np.abs(samples).max()
         if not spread > max(FOLLOWS * distance, rounding):
             raise ParityFailed(

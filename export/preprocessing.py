@@ -24,6 +24,10 @@ class Preprocessing:
     mean: Sequence[float]
     std: Sequence[float]
 
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # numpy's and torch's numbers are none that JSON knows
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+
     def metadata(self) -> dict[str, str]:
         """What a file with this inside says of its input."""
         return {

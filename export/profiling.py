@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from export.feeds import input_specs, random_feed
-from export.sessions import open_session
+from export.sessions import open_session, read_model
 
 MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that the weight of a layer is given to."""
@@ -82,7 +81,7 @@ class _Layers:
     """
 
     def __init__(self, path: Path) -> None:
-        graph = onnx.load(str(path), format="protobuf", load_external_data=False).graph
+        graph = read_model(path).graph
         shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
         self._waiting = {
             node.name: shapes[node.input[1]]

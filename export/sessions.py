@@ -1,5 +1,6 @@
 """Opening an ONNX file in onnxruntime: always the same options, never a silent fallback."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def open_session(
     check_device(device)
     at_least_one(threads, f"{threads} threads", at="threads")
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise BadOnnx(
             "there is no such file", at=str(file), effect="nothing was run",
             fix="check the path; export the model first",
@@ -52,7 +53,7 @@ def open_session(
 
 def _on_cpu(file: Path, threads: int, profile_to: Path | None) -> Any:
     options = _options(threads, profile_to)
-    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in _read(file).graph.initializer)
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in read_model(file).graph.initializer)
     without: dict[str, Any] = {"disabled_optimizers": ["MatmulTransposeFusion"]} if half else {}
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS["cpu"]], **without)
@@ -118,8 +119,13 @@ def check_device(device: str) -> None:
         )
 
 
-def _read(file: Path) -> onnx.ModelProto:
-    """The graph of a file without its weights; refuses a data file left behind, which onnxruntime explains badly."""
+def read_model(path: str | Path) -> onnx.ModelProto:
+    """A file without what lies in a data file beside it, which must be there: onnxruntime explains that badly.
+
+    Raises:
+        BadOnnx: it is damaged, or its data file is missing.
+    """
+    file = Path(path)
     try:
         model = onnx.load(str(file), format="protobuf", load_external_data=False)
     except Exception as error:

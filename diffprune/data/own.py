@@ -1,6 +1,7 @@
 """Data that a function of the user's returns."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from diffprune.models import called, imported
 def from_user(spec: str, image_size: int | None) -> Data:
     given = called(spec, imported(spec, BadData), BadData)
     if isinstance(given, Data):
-        data = given
+        data = _plain(given, spec)
     elif isinstance(given, tuple | list) and len(given) == 2:
         train, val = (_checked(half, f"{name} of {spec}") for half, name in zip(given, ("train", "val"), strict=True))
         if train[1] != val[1]:
@@ -30,6 +31,18 @@ def from_user(spec: str, image_size: int | None) -> Data:
         fact = f"image size {image_size} was asked for; the function gives {data.input_shape}"
         raise bad_data(fact, spec, "leave the image size out, or let the function give that size")
     return data
+
+
+def _plain(given: Data, at: str) -> Data:
+    """The same with Python's own numbers and words, as JSON takes them, in place of numpy's or torch's."""
+    try:
+        mean, std = (tuple(map(float, values)) for values in (given.mean, given.std))
+        channels, height, width = map(int, given.input_shape)
+    except (TypeError, ValueError) as error:
+        fact = f"input_shape {given.input_shape}, mean {given.mean} or std {given.std} are not numbers, one per channel"
+        raise bad_data(fact, at, "give (C, H, W), and C numbers each") from error
+    shape, labels = (channels, height, width), tuple(map(str, given.labels))
+    return replace(given, labels=labels, input_shape=shape, mean=mean, std=std)
 
 
 def _checked(given: Any, at: str) -> tuple[Batches, tuple[int, int, int], int]:

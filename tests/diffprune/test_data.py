@@ -1,5 +1,6 @@
 """Data by name: what a pass gives, that passes repeat with the seed, and how damaged data is refused."""
 
+import json
 import os
 import pickle
 import sys
@@ -390,6 +391,12 @@ def good(): return side(3), side(2)
 def ready():
     batches = Batches(2, 1, lambda: iter(side(1)))
     return Data(batches, batches, ("a", "b"), (3, 8, 8), (0.0,) * 3, (1.0,) * 3)
+def numpys():
+    import numpy
+    half = numpy.full(3, 0.5, numpy.float32)
+    return Data(ready().train, ready().val, [0, 1], torch.Size((3, 8, 8)), half, torch.from_numpy(half))
+def flat():
+    return Data(ready().train, ready().val, ("a", "b"), (8, 8), 0.5, 0.5)
 def once(): return iter(side(3)), side(2)
 def one(): return side(3)
 def nothing(): return side(0), side(2)
@@ -421,12 +428,17 @@ def test_the_users_batches(user: str) -> None:
         images, labels = everything(data.train)
         assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
     assert load_data(f"{user}:ready").labels == ("a", "b")
+    given = load_data(f"{user}:numpys")
+    assert json.dumps([given.labels, given.input_shape, given.mean, given.std]) == (
+        '[["0", "1"], [3, 8, 8], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]'
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "fact"),
     [
         ("once", "list_iterator can be iterated only once"),
+        ("flat", r"input_shape \(8, 8\), mean 0.5 or std 0.5 are not numbers, one per channel"),
         ("one", r"the function returned list, not \(train, val\)"),
         ("nothing", "there are no batches"),
         ("number", "int is not a series of batches"),

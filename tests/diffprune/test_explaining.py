@@ -88,3 +88,23 @@ def test_layers_that_are_gone_leave_no_wrong_pairs() -> None:
     pairs = [(row.dense.weight, row.pruned.weight) for row in explained(dense, [DENSE, product], ROOF, 16)]
     assert pairs == [("conv.weight", "conv.weight")], "nobody knows which of the two products is left"
     assert len(explained(dense, dense, ROOF, 16)) == 3
+
+
+def test_a_layer_quicker_than_the_clock_takes_half_a_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    file = export.to_onnx(small, torch.randn(2, 1, 4, 4), tmp_path / "tiny.onnx")
+    layers, _ = export.layers_of(file.path)
+    assert all(layer.ms > 0 for layer in layers)
+    assert len(explained(layers, layers, ROOF, 8)) == 2
+
+
+def test_a_depthwise_transposed_convolution_multiplies_each_channel_once() -> None:
+    kind = LayerKind("ConvTranspose", (2, 2), (("strides", (2, 2)),), 0, (4, 4))
+    assert TimedLayer(kind, (8, 8), "up.weight", (1, 8, 8, 8), 1.0).macs == 8 * 4 * 4 * 2 * 2
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    for name in ("dense.onnx", "pruned.onnx"):
+        (tmp_path / name).write_bytes(b"this is not a network")
+    with pytest.raises(export.BadOnnx, match="cannot load the file"):
+        export.layers_of(tmp_path / "dense.onnx")

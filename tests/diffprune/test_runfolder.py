@@ -143,3 +143,8 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     with pytest.raises(UnicodeEncodeError):
         folder.write_text("a.txt", "new \ud800")
     assert (folder.path / "a.txt").read_text() == "old"
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(OutputExists, match="the output folder cannot be made: File name too long"):
+        create("b" * 300)

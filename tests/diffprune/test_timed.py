@@ -15,7 +15,7 @@ import surgery
 from diffprune import timing
 from diffprune.budget import Budget, land, least
 from diffprune.errors import BadBudget
-from diffprune.timed import TimedSize
+from diffprune.timed import Grid, TimedSize, _surface
 from export import LayerKind, Widths
 
 
@@ -148,3 +148,10 @@ def test_a_speed_up_needs_a_size_that_knows_milliseconds() -> None:
 def _known_as(layer: export.TimedLayer) -> str:
     """Transposed weights lose their name; there is one."""
     return layer.weight if layer.weight.endswith("weight") else "transposed"
+
+
+def test_noise_in_a_narrower_cell_of_the_table_leaves_the_dense_layer_what_it_is() -> None:
+    kind, grid = LayerKind("Conv", (3, 3), (), 1, (8, 8)), Grid((8, 16), (8, 16))
+    layer = export.TimedLayer(kind, (16, 16), "w", (1, 16, 6, 6), 1.0)
+    noisy = {(kind, pair): 1.0 for pair in grid.pairs(kind)} | {(kind, (16, 8)): 1.3}
+    assert _surface(layer, grid, noisy, 4)[2, 2] == 1.0

@@ -90,6 +90,22 @@ def test_tf32_is_switched_for_a_while(ours):
     assert (matmul.allow_tf32, cudnn.allow_tf32) == before
 
 
+@pytest.mark.parametrize("setting", [("conv", "ieee"), ("rnn", "ieee"), ("matmul", "tf32"), ("matmul", "ieee")])
+def test_tf32_comes_back_as_torchs_newer_switches_had_it(setting):
+    name, precision = setting
+    kinds = {"conv": torch.backends.cudnn.conv, "rnn": torch.backends.cudnn.rnn, "matmul": torch.backends.cuda.matmul}
+    default = {kind: kinds[kind].fp32_precision for kind in kinds}
+    try:
+        kinds[name].fp32_precision = precision
+        for ours in (False, True):
+            with tf32(ours):
+                assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == ours
+            assert {kind: kinds[kind].fp32_precision for kind in kinds} == default | {name: precision}
+    finally:
+        for kind, value in default.items():
+            kinds[kind].fp32_precision = value
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_the_compiled_network_is_compiled_or_refused(monkeypatch):
     """One graph, whatever else is compiled in this process and whatever torch is told to swallow."""

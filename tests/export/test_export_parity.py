@@ -140,3 +140,34 @@ def test_random_state_is_untouched(files, image):
     before = torch.get_rng_state()
     export.check_parity(files["small"].path, plain(), image)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_file_that_answers_with_infinity_is_refused(files, network, image, tmp_path):
+    def infinite(weight):
+        weight[0, 0] = np.inf
+        return weight
+
+    path = tampered(files["small"].path, tmp_path / "inf.onnx", infinite)
+    with pytest.raises(export.ParityFailed, match="the file is wrong by"):
+        export.check_parity(path, network, image)
+
+
+class Towers(nn.Module):
+    """Two outputs, one of pixels, one of words."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.words = nn.Conv2d(3, 4, 3), nn.Embedding(10, 4)
+
+    def forward(self, image, words):
+        return self.conv(image).mean((2, 3)), self.words(words).mean(1)
+
+
+def test_an_output_may_follow_inputs_that_cannot_be_drawn(tmp_path):
+    torch.manual_seed(0)
+    given = torch.randn(1, 3, 8, 8), torch.tensor([[1, 2, 3]])
+    assert export.to_onnx(Towers(), given, tmp_path / "towers.onnx").parity.worst < 1e-5
+    same = Towers()
+    nn.init.zeros_(same.words.weight)
+    with pytest.raises(export.ParityFailed, match="the network's output is constant"):
+        export.to_onnx(same, given, tmp_path / "constant.onnx")

@@ -336,3 +336,21 @@ def test_a_network_without_a_skip_connection_too(tmp_path, images):
     export.to_onnx(plain(16), images[0][:1], tmp_path / "float32.onnx")
     small = export.quantize(tmp_path / "float32.onnx", tmp_path / "int8.onnx", images)
     assert small.fidelity.sqnr_db > 20
+
+
+class WithScalar(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x.mean((2, 3)), x.mean()
+
+
+def test_an_output_that_is_one_number_is_compared_batch_by_batch(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    file = export.to_onnx(WithScalar(), x, tmp_path / "two.onnx")
+    assert [output.shape for output in export.answers(file.path, [x.numpy()] * 2)] == [(8, 8), (2,)]
+    assert export.quantize(file.path, tmp_path / "int8.onnx", [x, x]).fidelity.sqnr_db > 20
