@@ -316,7 +316,7 @@ def main() -> None:
             sys.exit(INTERRUPTED)
         if not _is_ours(error):
             raise
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        typer.echo("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]), err=True)
         sys.exit(2)
 
 

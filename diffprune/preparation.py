@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
+import export
 import surgery
 from diffprune.budget import Budget, require_reachable
 from diffprune.config import Config
@@ -122,6 +123,12 @@ def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: E
         place, model, example = Path(folder), alive(prepared.model), prepared.example
         watch = stopwatch(model, graph, example, place, step=step, threads=config.threads, tell=tell)
         watch.require_reachable(budget, step)
+
+
+def require_exportable(prepared: Prepared) -> None:
+    """Refuse before any training a network that ONNX cannot take. Raises export.NotExportable."""
+    with TemporaryDirectory() as folder:
+        export.for_timing(alive(prepared.model), prepared.example, Path(folder) / "dense.onnx")
 
 
 def alive(model: nn.Module) -> nn.Module:

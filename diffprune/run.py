@@ -14,7 +14,14 @@ from diffprune.card import model_card
 from diffprune.config import Config, portable, to_toml
 from diffprune.manifest import write_manifest
 from diffprune.pipeline import Result, compress
-from diffprune.preparation import Prepared, looks_untrained, prepare, require_device, require_possible
+from diffprune.preparation import (
+    Prepared,
+    looks_untrained,
+    prepare,
+    require_device,
+    require_exportable,
+    require_possible,
+)
 from diffprune.pruned import Origin
 from diffprune.report import render
 from diffprune.runfolder import RunFolder, create
@@ -68,6 +75,8 @@ def run(config: Config, *, on_event: Event | None = None) -> Finished:
         if prepared.labels is None:
             named = len(prepared.data.labels)
             diary.warn(f"the data names {named} of the {prepared.logits} logits, so the ONNX files carry no labels")
+        if budget.kind != "speedup" and (config.parent_epochs or config.epochs):  # else the layers are measured first
+            require_exportable(prepared)
         config = _resolved(config, diary)
         if config.parent_epochs:
             require_possible(prepared, budget, config, diary)
@@ -126,6 +135,7 @@ def _shipped(
     """Write the networks, measure them, and complete the report."""
     diary({"phase": "export"})
     prepared.model.cpu(), result.model.cpu()
+    folder.keep()
     files = write_networks(folder.path, config, origin, dense=prepared.model, pruned=result.model)
     diary({"phase": "measure"})
     comparison = measured(folder.path, config)

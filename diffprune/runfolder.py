@@ -16,14 +16,14 @@ from diffprune.errors import OutputExists
 class RunFolder:
     """Collects files in a hidden sibling `.NAME.unfinished-XXXXXXXX`, which `finish` renames to NAME in one step.
 
-    As a context manager it finishes when the block ends and removes everything when the block raises. A killed run
-    leaves the hidden folder behind, which nothing takes for a result.
+    As a context manager it finishes when the block ends and removes everything when the block raises, but not what was
+    trained by then (`keep`). A killed run leaves the hidden folder behind, which nothing takes for a result.
     """
 
     def __init__(self, final: Path, unfinished: Path) -> None:
         self._final = final
         self._unfinished = unfinished
-        self._finished = False
+        self._finished = self._kept = False
 
     @property
     def path(self) -> Path:
@@ -64,6 +64,10 @@ class RunFolder:
         self._finished = True
         return self._final
 
+    def keep(self) -> None:
+        """From now on an error leaves the hidden folder, and says so: it holds what took long to train."""
+        self._kept = True
+
     def discard(self) -> None:
         """Remove an unfinished folder; a finished one stays."""
         if not self._finished:
@@ -77,6 +81,8 @@ class RunFolder:
     ) -> None:
         if error is None:
             self.finish()
+        elif self._kept and isinstance(error, Exception) and not isinstance(error, OutputExists):
+            error.add_note(f"what was trained is in {self._unfinished}")
         elif not isinstance(error, OutputExists):
             self.discard()
 

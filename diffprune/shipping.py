@@ -49,18 +49,18 @@ def origin_of(config: Config, prepared: Prepared, result: Result) -> Origin:
 def write_networks(
     folder: Path, config: Config, origin: Origin, *, dense: nn.Module, pruned: nn.Module
 ) -> dict[str, export.OnnxFile]:
-    """dense.onnx, pruned.safetensors and the pruned ONNX files; each has computed what its network computes.
+    """pruned.safetensors, dense.onnx and the pruned ONNX files; each has computed what its network computes.
 
-    The pruned files are made of what is saved, as anybody else would, and that is compared with what was trained. They
-    are written twice: that costs seconds beside the minutes of a run, and later it would be found too late that a
-    file cannot be traced back to its weights.
+    The pruned files are made of what is saved, as anybody else would, and that is compared with
+    what was trained. They are written twice: that costs seconds beside the minutes of a run, and later it would be
+    found too late that a file cannot be traced back to its weights.
 
     Raises:
         NotReproducible: what is saved does not give the trained network, or not the same bytes twice.
     """
     about = {key: value for key, value in origin.metadata.items() if key != "kept"}
+    surgery.save(pruned, folder / SAVED)  # first: what was trained is then safe, whatever comes
     file = export.to_onnx(dense, origin.example, folder / "dense.onnx", metadata=about, labels=origin.labels)
-    surgery.save(pruned, folder / SAVED)
     network = reloaded(folder, config, origin)
     try:
         surgery.check_equal(pruned, network, origin.example)

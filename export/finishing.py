@@ -18,6 +18,7 @@ from export.drafts import hidden, sha256_of
 from export.errors import ParityFailed
 from export.outputs import Array, Fidelity, answers, fidelity
 from export.rules import check_portable
+from export.sessions import data_files, read_model
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def _cleaned(small: onnx.ModelProto, source: Source, recipe: Mapping[str, Any]) 
     properties = {entry.key: entry.value for entry in source.model.metadata_props}
     if "parity" in properties:  # what was promised of the float32 file
         properties["float32_parity"] = properties.pop("parity")
-    properties |= {"quantization": json.dumps(recipe), "float32_sha256": sha256_of(source.path)}
+    data = [source.path.with_name(name) for name in data_files(read_model(source.path))]
+    properties |= {"quantization": json.dumps(recipe), "float32_sha256": sha256_of(source.path, *data)}
     graph.metadata_props.clear()
     graph.metadata_props.update(sorted(properties.items()))
     graph.ir_version, graph.doc_string = source.model.ir_version, None

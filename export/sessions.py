@@ -130,14 +130,18 @@ def read_model(path: str | Path) -> onnx.ModelProto:
         model = onnx.load(str(file), format="protobuf", load_external_data=False)
     except Exception as error:
         raise _damaged(file, f"onnx {onnx.__version__}", error) from error
-    tensors = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    data = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    if missing := sorted(name for name in data if not (file.parent / name).is_file()):
+    if missing := [name for name in data_files(model) if not (file.parent / name).is_file()]:
         raise BadOnnx(
             f"the weights are in {', '.join(missing)}, which is not there", at=str(file), effect="nothing was run",
             fix="put the data file beside the ONNX file, under this very name",
         )
     return model
+
+
+def data_files(model: onnx.ModelProto) -> list[str]:
+    """Names of the files beside it that hold weights."""
+    tensors = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    return sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"})
 
 
 def _damaged(file: Path, reader: str, error: Exception) -> BadOnnx:

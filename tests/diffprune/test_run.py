@@ -356,3 +356,17 @@ def test_the_run_reads_nothing_but_its_settings() -> None:
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
     names = [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
     assert names == ["config", "on_event"]
+
+
+def test_what_was_trained_outlives_an_error_in_shipping_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise export.ParityFailed("no luck", at="here", effect="nothing", fix="none")
+
+    monkeypatch.setattr("diffprune.shipping.reloaded", full)
+    words = f"--model {MODULE}:factory --data digits --image-size 8 --epochs 0 --macs 0.6 --round-to 1".split()
+    outcome = typed("compress", *words, "--output", "unlucky/one")
+    assert outcome.code == 2
+    assert "ParityFailed: no luck" in outcome.err
+    (left,) = (here / "unlucky").iterdir()
+    assert outcome.err.splitlines()[-1] == f"what was trained is in {left.relative_to(here)}"
+    surgery.load(left / "pruned.safetensors", dense_network)

@@ -241,7 +241,8 @@ def test_a_run_that_cannot_be_reproduced_is_not_shipped(here: Path) -> None:
     outcome = typed(*words.split(), "--output", "runs/drawn")
     assert outcome.code == 2
     assert f"NotReproducible: what {MODULE}:drawn builds from pruned.safetensors is not the network" in outcome.err
-    assert [line.split()[0] for line in outcome.err.splitlines()[-3:]] == ["at", "effect", "fix"]
+    assert [line.split()[0] for line in outcome.err.splitlines()[-4:-1]] == ["at", "effect", "fix"]
+    assert outcome.err.splitlines()[-1].startswith("what was trained is in runs/.drawn.unfinished-")
     assert not (here / "runs/drawn").exists()
 
 

@@ -354,3 +354,18 @@ def test_an_output_that_is_one_number_is_compared_batch_by_batch(tmp_path):
     file = export.to_onnx(WithScalar(), x, tmp_path / "two.onnx")
     assert [output.shape for output in export.answers(file.path, [x.numpy()] * 2)] == [(8, 8), (2,)]
     assert export.quantize(file.path, tmp_path / "int8.onnx", [x, x]).fidelity.sqnr_db > 20
+
+
+def test_the_float32_file_is_named_with_its_weights_wherever_they_lie(image, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.drafts.SINGLE_FILE_LIMIT", 0)
+    said = []
+    for seed in (0, 1):
+        model = plain()
+        nn.init.normal_(model[0].weight, generator=torch.Generator().manual_seed(seed))
+        (tmp_path / str(seed)).mkdir()
+        file = export.to_onnx(model, image, tmp_path / str(seed) / "net.onnx")
+        small = export.quantize(file.path, tmp_path / f"{seed}.onnx", [image])
+        (digest,) = (e.value for e in onnx.load(small.path).metadata_props if e.key == "float32_sha256")
+        assert digest == file.sha256
+        said.append(digest)
+    assert said[0] != said[1]
