@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.errors import BadData
-from diffprune.readings import linear_layers, listening, read_by, rows_given, rows_read
+from diffprune.readings import fixed_rows, linear_layers, listening, read_by, rows_given, rows_read
 from diffprune.recover import tracking_norms
 from diffprune.sums import Operators, Summand, Watch, same_operators
 from surgery import ChannelGraph, evaluating
@@ -36,8 +36,8 @@ def compensate_(
     (N, ...), Y, shape (places, outputs), what the same layer gives in `parent` there. Both are centred where a bias
     that may change or the BatchNorm behind the layer takes the mean. All happens
     in one forward of each network: when a layer of the cut one runs, those before it are fitted already, and its
-    BatchNorm statistics are those of `x`. Plain linear layers and convolutions of one group are fitted; others, and
-    frozen ones, stay.
+    BatchNorm statistics are those of `x`. Plain linear layers and convolutions of one group are fitted; others, frozen
+    ones, those that mix tokens, and weights that several modules share stay.
 
     A layer whose output is added to something, as in a residual stream, is fitted to what that sum should become:
     Y takes in how far the stream already is from that of `parent`. What a layer gives is fainter than Y by what it
@@ -51,8 +51,13 @@ def compensate_(
     ZipLM, Kurtic et al. 2023, arXiv 2302.04089). The correction of sums and scales is ours (docs/method.md). How weight
     length sets the rate under normalisation: van Laarhoven 2017, arXiv 1706.05350.
     """
-    layers = linear_layers(small, [layer.weight for layer in graph.layers])
-    layers = {name: layer for name, layer in layers.items() if small.get_parameter(name).requires_grad}
+    owners = Counter(id(p) for module in small.modules() for p in module._parameters.values())
+    layers = linear_layers(small, fixed_rows(graph))
+    layers = {
+        name: layer
+        for name, layer in layers.items()
+        if layer.weight.requires_grad and owners[id(layer.weight)] == 1
+    }
     alive = graph.checked(keep)[1]
     with torch.no_grad(), evaluating(parent, small):
         dense = _Dense(parent, linear_layers(parent, layers), alive, x)

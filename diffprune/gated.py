@@ -14,6 +14,7 @@ from diffprune.gates import Gate, family
 from diffprune.products import products
 from diffprune.score import as_logits
 from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
+from surgery.cut import copied
 
 
 class GatedModel(nn.Module):
@@ -38,7 +39,7 @@ class GatedModel(nn.Module):
                 effect="no gates were attached",
                 fix="graph.summary() lists what is pinned and why",
             )
-        self.model, self.graph, self.gate = copy.deepcopy(model), graph, gate
+        self.model, self.graph, self.gate = copied(model), graph, gate
         self.size = SizeModel(graph)
         device = next(model.parameters()).device
         of = gate_of(graph, bundles)

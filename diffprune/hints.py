@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffprune.readings import linear_layers, read_by
+from diffprune.readings import fixed_rows, linear_layers, read_by
 from surgery import ChannelGraph
 
 Read = dict[str, list[Tensor]]
@@ -21,7 +21,7 @@ def hinted(graph: ChannelGraph) -> list[str]:
     (docs/method.md). Where each layer alone reads what it reads, all are hinted.
     """
     shared = {slot.tensor for group in graph.groups if len(group.readers) > 1 for slot in group.readers}
-    weights = [layer.weight for layer in graph.layers]
+    weights = fixed_rows(graph)
     return [weight for weight in weights if weight in shared] or weights
 
 

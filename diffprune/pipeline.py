@@ -1,6 +1,5 @@
 """The whole path in memory: search under a budget, exact cut, recovery, and every number measured on the way."""
 
-import copy
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,8 +28,9 @@ from diffprune.gates import Gate
 from diffprune.hints import hinted, hinting
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.stopwatch import stopwatch
-from diffprune.training import Batches, Event, Recipe, endless, fit_, unpack
+from diffprune.training import Batches, Event, Recipe, endless, fit_, logits, require_labels, unpack
 from surgery import ExampleInputs
+from surgery.cut import copied
 
 CALIBRATION = 1000
 """Images that the cut layers are fitted to; twice as many gain 0.2 points (docs/method.md)."""
@@ -98,14 +98,14 @@ def compress(
         )
     _refuse_iterators(train=train, val=val)
     torch.manual_seed(seed)
-    parent = copy.deepcopy(model).to(device).eval()
-    images, batches = _calibration(train, torch.device(device))
+    parent = copied(model).to(device).eval()
+    images, batches = _calibration(train, parent, torch.device(device))
     example = images[:2] if example_inputs is None else _moved(example_inputs, device)
     graph = surgery.trace(parent, example)
     gated = attach(parent, graph, gate=gate, bundles=bundles(graph) if callable(bundles) else bundles)
     timed = budget.kind == "speedup"
     step = round_to or (export.probe_step(threads=threads).multiple if timed else 1)
-    total = round(epochs * _length(train)) if epochs else 0
+    total = max(1, round(epochs * _length(train))) if epochs else 0
     with tempfile.TemporaryDirectory() as folder:
         watch = None
         if timed:
@@ -172,21 +172,40 @@ def compress(
     return Result(small, keep, report)
 
 
-def _calibration(train: Batches, device: torch.device) -> tuple[Tensor, Iterator[Any]]:
+def _calibration(train: Batches, parent: nn.Module, device: torch.device) -> tuple[Tensor, Iterator[Any]]:
     """Inputs of the first batches, and all batches, these first: images that are looked at are trained on in turn.
 
-    CALIBRATION inputs, or as many as ELEMENTS allow, at least one batch and at most one epoch. Raises BadData.
+    CALIBRATION inputs, or as many as ELEMENTS allow, of one size, at least one batch and at most one epoch. Raises
+    BadData, for labels that the network has no output for as well, and for a network that writes into its input.
     """
-    epoch, seen, parts = iter(train), [], []
+    epoch, classes = iter(train), 0
+    seen: list[Any] = []
+    parts: list[Tensor] = []
     for batch in epoch:
+        inputs, labels = unpack(batch, device)
+        classes = classes or _classes(parent, inputs)
+        if labels is not None:
+            require_labels(labels, len(inputs), classes)
         seen.append(batch)
-        parts.append(unpack(batch, device)[0])
-        wanted = min(CALIBRATION, ELEMENTS // max(parts[0][0].numel(), 1))
+        if parts and inputs.shape[1:] != parts[0].shape[1:]:
+            break
+        parts.append(inputs)
+        wanted = min(CALIBRATION, ELEMENTS // max(inputs[0].numel(), 1))
         if sum(map(len, parts)) >= wanted:
             break
     if not parts:
         raise _bad_data("the training data is empty", "give at least one training batch")
     return torch.cat(parts)[: max(wanted, len(parts[0]))], chain(seen, epoch, endless(train))
+
+
+def _classes(parent: nn.Module, inputs: Tensor) -> int:
+    """How many the network tells apart. Raises BadData if it writes into its input: others read the same images."""
+    given = inputs[:2].clone()
+    with torch.no_grad(), surgery.evaluating(parent):
+        classes = logits(parent(given)).shape[1]
+    if not ((given == inputs[:2]) | (given != given)).all():
+        raise _bad_data("the network writes into its input", "write x = x - mean in forward in place of x.sub_(mean)")
+    return classes
 
 
 def _moved(example: ExampleInputs, device: str | torch.device) -> ExampleInputs:

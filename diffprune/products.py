@@ -46,6 +46,8 @@ class Product(Tensor):
         if func in DESCRIPTIONS:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if func is torch._cudnn_rnn_flatten_weight:  # only lays the weights side by side, to be read faster
+            return None
         used: list[tuple[Live, tuple[int, torch.dtype]]] = []
 
         def computed(product: Product) -> Tensor:

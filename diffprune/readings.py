@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surgery import ChannelGraph
+from surgery.graph import OVER
+
 PLACES = 32
 """Places of an image at which a convolution is looked at (all, if there are fewer); neighbours say nearly the same."""
 
@@ -28,6 +31,11 @@ def linear_layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module
         if plain and last == "weight":
             found[name] = layer
     return found
+
+
+def fixed_rows(graph: ChannelGraph) -> list[str]:
+    """Weights of the layers that a cut leaves their rows: those that mix tokens have a row for each channel."""
+    return [layer.weight for layer in graph.layers if layer.weight + OVER not in graph.sizes]
 
 
 def read_by(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

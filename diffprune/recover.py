@@ -85,9 +85,10 @@ def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
                     "no accuracy can be reported",
                     "give one class index per example, shape (N,), and a network that returns (N, classes)",
                 )
-            if len(labels) and labels.max() >= output.shape[1]:
+            if len(labels) and not 0 <= labels.min() <= labels.max() < output.shape[1]:
+                span = f"labels go from {labels.min()} to {labels.max()}"
                 raise _bad(
-                    f"a label is {int(labels.max())}; the network tells {output.shape[1]} classes apart",
+                    f"{span}; the network tells {output.shape[1]} classes apart",
                     "no accuracy can be reported",
                     "number the classes from 0, and give a network with an output for each",
                 )

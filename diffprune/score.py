@@ -81,5 +81,6 @@ def per_cost(scores: Tensor, budget: Budget, size: SizeModel) -> Tensor:
 
 def as_logits(scores: Tensor) -> Tensor:
     """Logits in the order of `scores`: their logarithm, standardised over the network, within +-4; 0 comes last."""
-    logs = scores.clamp_min(1e-6).log()
+    scores = scores.double()
+    logs = scores.clamp_min(max(1e-6 * min(float(scores.mean()), 1.0), 1e-300)).log()
     return ((logs - logs.mean()) / logs.std(correction=0).clamp_min(1e-6)).clamp(-4, 4).float()

@@ -13,6 +13,7 @@ from diffprune.gated import with_open
 from diffprune.gates import Gate, family
 from diffprune.products import products
 from diffprune.score import as_logits
+from surgery.cut import copied
 
 
 class WeightCount:
@@ -34,7 +35,7 @@ class SparseModel(nn.Module):
 
     def __init__(self, model: nn.Module, gate: str | Gate = "diffprune") -> None:
         super().__init__()
-        self.model, self.gate = copy.deepcopy(model), family(gate)
+        self.model, self.gate = copied(model), family(gate)
         weights = {name: p for name, p in self.model.named_parameters() if p.dim() > 1 and p.requires_grad}
         if not weights:
             raise NothingToCut(

@@ -66,7 +66,7 @@ class Recipe:
         """Of those that are not frozen; there may be none."""
         group = {"params": [p for p in parameters if p.requires_grad]}
         return torch.optim.SGD(
-            [group], lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+            [group], lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
         )
 
     def casting(self, device: torch.device) -> torch.autocast:
@@ -118,6 +118,23 @@ def logits(output: object) -> Tensor:
         at="its forward, which may differ between training and eval mode",
         effect="the run was stopped",
         fix="wrap it in a module that returns the logits alone",
+    )
+
+
+def require_labels(labels: Tensor, examples: int, classes: int) -> None:
+    """Labels to train on are one of the classes for each example, or shares of all. Raises BadData."""
+    whole = not (labels.is_floating_point() or labels.is_complex())
+    if labels.shape != ((examples,) if whole else (examples, classes)):
+        fact = f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {examples} inputs and {classes} classes"
+    elif whole and examples and not 0 <= labels.min() <= labels.max() < classes:
+        fact = f"labels go from {labels.min()} to {labels.max()}; the network tells {classes} classes apart"
+    else:
+        return
+    raise BadData(
+        fact,
+        at="the first training batches",
+        effect="nothing was started",
+        fix="give class indices (N,) from 0 on, or shares (N, classes), and a network with an output for each class",
     )
 
 

@@ -51,7 +51,8 @@ class PlainAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         if query.dim() == 3 and not self.batch_first:
-            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+            turned = {id(t): t.transpose(0, 1) for t in (query, key, value)}  # the same tensor stays the same
+            query, key, value = (turned[id(t)] for t in (query, key, value))
         q, k, v = (heads(t, self.num_heads, self.head_dim) for t in self._projected(query, key, value))
         mask = self._mask(q, k, key_padding_mask, attn_mask)
         weights = None
@@ -71,10 +72,9 @@ class PlainAttention(nn.MultiheadAttention):
         if weight is None:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             return tuple(F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases, strict=True))
-        if query is key and key is value:
-            return F.linear(query, weight, self.in_proj_bias).chunk(3, -1)
-        parts = (F.linear(t, weight, self.in_proj_bias).chunk(3, -1) for t in (query, key, value))
-        return tuple(part[i] for i, part in enumerate(parts))
+        given = {id(t): t for t in (query, key, value)}
+        parts = {key: F.linear(t, weight, self.in_proj_bias).chunk(3, -1) for key, t in given.items()}
+        return tuple(parts[id(t)][i] for i, t in enumerate((query, key, value)))
 
     def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Both masks as one to be added to the scores, (batch, heads or 1, queries, keys)."""

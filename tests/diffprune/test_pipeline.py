@@ -437,3 +437,51 @@ def test_a_wrong_cut_stops_the_run(
     with pytest.raises(surgery.NotEqual, match="differs by"):
         compress(parent, train, val, budget=Budget(macs=0.5), epochs=1, on_event=told.append)
     assert {event["phase"] for event in told} == {"dense", "search"}
+
+
+PLAIN = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+SEEN = [(torch.randn(32, 3, 8, 8), torch.arange(32) % 4)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "fact"),
+    [
+        (torch.full((32,), -1), "labels go from -1 to -1; the network tells 4 classes apart"),
+        (torch.arange(32) % 5, "labels go from 0 to 4; the network tells 4 classes apart"),
+        (torch.zeros(32), r"labels are torch.float32 of shape \(32,\) for 32 inputs and 4 classes"),
+        (torch.zeros(32, 1).long(), r"labels are torch.int64 of shape \(32, 1\)"),
+    ],
+)
+def test_labels_that_nothing_can_be_learned_from_are_refused(labels: Tensor, fact: str) -> None:
+    with pytest.raises(BadData, match=fact):
+        compress(PLAIN, [(SEEN[0][0], labels)], SEEN, budget=Budget(macs=0.6), epochs=1)
+
+
+def test_images_of_several_sizes_are_learned_from() -> None:
+    train = [*SEEN, (torch.randn(32, 3, 10, 10), SEEN[0][1])]
+    assert compress(PLAIN, train, SEEN, budget=Budget(macs=0.6), epochs=1).report["training"]["steps"] == 2
+
+
+def test_a_part_of_an_epoch_is_a_step_at_least() -> None:
+    recipe = Recipe(momentum=0.0)
+    result = compress(PLAIN, SEEN, SEEN, budget=Budget(macs=0.6), epochs=0.1, recipe=recipe)
+    assert result.report["training"]["steps"] == 1
+
+
+class Writing(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5))
+
+
+def test_a_network_that_writes_into_its_input_is_refused() -> None:
+    """The parent would be asked about other images than it, and validation images would change with every pass."""
+    before = SEEN[0][0].clone()
+    with pytest.raises(BadData, match="the network writes into its input"):
+        compress(Writing(*PLAIN), SEEN, SEEN, budget=Budget(macs=0.6), epochs=1)
+    assert torch.equal(SEEN[0][0], before)
+
+
+def test_a_network_that_cannot_be_copied_says_so() -> None:
+    model = nn.Sequential(*list(PLAIN)[:-1], nn.utils.weight_norm(nn.Linear(16, 4)))
+    with pytest.raises(surgery.NotCopied, match="remove old weight norms"):
+        compress(model, SEEN, SEEN, budget=Budget(macs=0.6), epochs=0)

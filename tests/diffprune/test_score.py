@@ -146,3 +146,9 @@ def test_logits_keep_the_order_and_lie_around_zero(scores: Tensor) -> None:
         assert torch.equal(logits.argsort(), scores.argsort())
     else:
         assert logits.abs().max() < 1e-5
+
+
+def test_logits_do_not_depend_on_the_scale_of_scores() -> None:
+    scores = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(as_logits(scores * 1e-12), as_logits(scores), atol=1e-4)
+    assert as_logits(torch.zeros(3)).tolist() == [0, 0, 0]

@@ -109,3 +109,22 @@ def test_plain_attention_takes_what_multi_head_attention_takes(kdim: int | None,
 def test_every_twin_is_met() -> None:
     met = {type(module) for name in NETWORKS for module in built(name)[0].modules()}
     assert met >= set(TWINS)
+
+
+def test_attention_costs_the_same_whichever_axis_the_batch_is_on() -> None:
+    """One projection of one tensor, not three of three transposed ones."""
+
+    class Net(nn.Module):
+        def __init__(self, batch_first: bool) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(3, 64), nn.Linear(64, 5)
+            self.attention = nn.MultiheadAttention(64, 4, batch_first=batch_first)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            x = x if self.attention.batch_first else x.transpose(0, 1)
+            x = self.attention(x, x, x, need_weights=False)[0]
+            return self.head(x.mean(1 if self.attention.batch_first else 0))
+
+    macs = [surgery.SizeModel(surgery.trace(Net(first).eval(), torch.randn(2, 7, 3))).dense.macs for first in (0, 1)]
+    assert macs[0] == macs[1]
