@@ -14,6 +14,7 @@ from diffprune.readings import fixed_rows, linear_layers, listening, read_by, ro
 from diffprune.recover import tracking_norms
 from diffprune.sums import Operators, Summand, Watch, same_operators
 from surgery import ChannelGraph, evaluating
+from surgery.twins import twinned
 
 RIDGE = 0.01
 """Pull towards the old weights, as a share of the mean variance of what a layer reads."""
@@ -59,7 +60,7 @@ def compensate_(
         if layer.weight.requires_grad and owners[id(layer.weight)] == 1
     }
     alive = graph.checked(keep)[1]
-    with torch.no_grad(), evaluating(parent, small):
+    with torch.no_grad(), evaluating(parent, small), twinned(parent), twinned(small):  # the same operators in both
         dense = _Dense(parent, linear_layers(parent, layers), alive, x)
         sums = dense.sums if same_operators(parent, small, x[:1]) else {}
         _Fit(small, layers, dense, sums).run(x)

@@ -10,6 +10,7 @@ from diffprune.readings import linear_layers, listening, rows_given, rows_read
 from diffprune.relevance import relevance
 from diffprune.score import contribution
 from surgery import ChannelGraph, ExampleInputs, as_call, evaluating
+from surgery.twins import twinned
 
 ROWS = 2
 """Times the number of inputs: with fewer rows the fit would follow the rows."""
@@ -35,6 +36,11 @@ def gains(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tenso
     Source: the optimal brain surgeon on structures and error curves of layers, as in ZipLM (Kurtic et al. 2023,
     arXiv 2302.04089); that each layer counts by its part in the residual stream is ours (docs/method.md).
     """
+    with torch.no_grad(), evaluating(model), twinned(model):  # whose linear layers run as such, to be listened to
+        return _gains(model, graph, inputs)
+
+
+def _gains(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tensor:
     matters = relevance(model, graph, inputs)
     found = list(contribution(model, graph, inputs, matters).split([group.units for group in graph.groups]))
     reads: dict[str, list[int]] = {}
@@ -55,7 +61,7 @@ def gains(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tenso
             found[i][order] = matters[name] * falls(errors)
 
     args, kwargs = as_call(inputs)
-    with torch.no_grad(), evaluating(model), listening(linear_layers(model, list(reads)), hear):
+    with listening(linear_layers(model, list(reads)), hear):
         model(*args, **kwargs)
     return torch.cat(found) if found else torch.empty(0)
 

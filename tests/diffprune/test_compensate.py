@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import SwinTransformer
 from zoo import ZOO, randomised
 
 import surgery
@@ -402,3 +403,19 @@ def test_a_weight_with_two_owners_stays() -> None:
     compensate_(small, model, graph, keep, x)
     assert torch.equal(small.a.weight, before["a.weight"])
     assert not torch.equal(small.head.weight, before["head.weight"])
+
+
+def test_attention_is_fitted_as_any_linear_layer() -> None:
+    """torchvision's Swin multiplies with its weights past their modules, and a cut attention has other operators."""
+    torch.manual_seed(0)
+    model, x = SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=5).eval(), torch.randn(64, 3, 32, 32)
+    graph = surgery.trace(model, x[:2])
+    keep = {group.name: torch.arange(group.units) < (group.units + 1) // 2 for group in graph.groups}
+    small = surgery.cut(model, graph, keep)
+    before = {name: p.clone() for name, p in small.named_parameters()}
+    with torch.no_grad():
+        wanted, start = model(x), small(x)
+        compensate_(small, model, graph, keep, x)
+        assert (small(x) - wanted).norm() < (start - wanted).norm()
+    linear = [name for name, p in small.named_parameters() if p.dim() == 2 and "relative" not in name]
+    assert [name for name in linear if torch.equal(small.get_parameter(name), before[name])] == []
