@@ -63,6 +63,8 @@ def _require_network(model: object) -> None:
         fact, fix = "the network is compiled by torch.compile", "give the nn.Module that it was made from"
     elif any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         fact, fix = f"{type(model).__name__} has lazy layers that have not run yet", "run it once on the example inputs"
+    elif (default := torch.get_default_device()).type != "cpu":  # names of channels are bookkeeping, kept on the CPU
+        fact, fix = f"torch makes new tensors on {default}", "reset it: torch.set_default_device('cpu')"
     else:
         return
     raise CaptureFailed(fact, at="surgery.trace", effect="no graph", fix=fix)

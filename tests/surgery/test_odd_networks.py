@@ -315,3 +315,9 @@ class PaddedAtTheEnd(nn.Module):
 def test_channels_may_be_padded_on_one_side() -> None:
     graph = prove(ready(PaddedAtTheEnd()))
     assert {group.name: group.units for group in graph.groups} == {"a.0": 6}
+
+
+def test_another_default_device_is_refused() -> None:
+    model, x = Grouped().eval(), torch.randn(2, 3, 8, 8)
+    with torch.device("meta"), pytest.raises(surgery.CaptureFailed, match="torch makes new tensors on meta"):
+        surgery.trace(model, x)
