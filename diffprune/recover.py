@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diffprune.errors import BadData
-from diffprune.training import Batches, forward, logits, unpack
+from diffprune.training import Batches, forward, logits, out_of_range, unpack
 from surgery import evaluating
 
 
@@ -85,10 +85,9 @@ def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
                     "no accuracy can be reported",
                     "give one class index per example, shape (N,), and a network that returns (N, classes)",
                 )
-            if len(labels) and not 0 <= labels.min() <= labels.max() < output.shape[1]:
-                span = f"labels go from {labels.min()} to {labels.max()}"
+            if fact := out_of_range(labels, output.shape[1]):
                 raise _bad(
-                    f"{span}; the network tells {output.shape[1]} classes apart",
+                    fact,
                     "no accuracy can be reported",
                     "number the classes from 0, and give a network with an output for each",
                 )

@@ -51,9 +51,9 @@ def write_networks(
 ) -> dict[str, export.OnnxFile]:
     """pruned.safetensors, dense.onnx and the pruned ONNX files; each has computed what its network computes.
 
-    The pruned files are made of what is saved, as anybody else would, and that is compared with
-    what was trained. They are written twice: that costs seconds beside the minutes of a run, and later it would be
-    found too late that a file cannot be traced back to its weights.
+    The pruned files are made of what is saved, as anybody else would, and that is compared with what was trained. They
+    are written twice: that costs seconds beside the minutes of a run, and later it would be found too late that a
+    file cannot be traced back to its weights.
 
     Raises:
         NotReproducible: what is saved does not give the trained network, or not the same bytes twice.

@@ -121,14 +121,19 @@ def logits(output: object) -> Tensor:
     )
 
 
+def out_of_range(labels: Tensor, classes: int) -> str:
+    """What is wrong with class indices that the network has no output for; nothing if it has."""
+    if not len(labels) or 0 <= labels.min() <= labels.max() < classes:
+        return ""
+    return f"labels go from {labels.min()} to {labels.max()}; the network tells {classes} classes apart"
+
+
 def require_labels(labels: Tensor, examples: int, classes: int) -> None:
     """Labels to train on are one of the classes for each example, or shares of all. Raises BadData."""
     whole = not (labels.is_floating_point() or labels.is_complex())
     if labels.shape != ((examples,) if whole else (examples, classes)):
         fact = f"labels are {labels.dtype} of shape {tuple(labels.shape)} for {examples} inputs and {classes} classes"
-    elif whole and examples and not 0 <= labels.min() <= labels.max() < classes:
-        fact = f"labels go from {labels.min()} to {labels.max()}; the network tells {classes} classes apart"
-    else:
+    elif not whole or not (fact := out_of_range(labels, classes)):
         return
     raise BadData(
         fact,

@@ -187,8 +187,9 @@ def distance(found: Array, reference: Array, tolerance: float) -> tuple[float, f
         chosen = np.take_along_axis(reference, found.argmax(axis=1, keepdims=True), axis=1)
         agreement = float((reference.max(axis=1, keepdims=True) - chosen <= tolerance * scale).mean())
     signal, noise = max(float((reference**2).sum()), 1e-300), float((difference**2).sum())
-    sqnr = 10 * math.log10(signal / noise) if 0 < noise < math.inf else {0.0: math.inf, math.inf: -math.inf}.get(noise)
-    return largest, relative, agreement, math.nan if sqnr is None else sqnr
+    with np.errstate(divide="ignore"):  # infinite without noise, and below zero with infinite noise
+        sqnr = 10 * float(np.log10(np.divide(signal, noise)))
+    return largest, relative, agreement, sqnr
 
 
 def _refuse_not_finite(reference: list[Array], path: Path) -> None:

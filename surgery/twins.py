@@ -73,7 +73,7 @@ class PlainAttention(nn.MultiheadAttention):
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             return tuple(F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases, strict=True))
         given = {id(t): t for t in (query, key, value)}
-        parts = {key: F.linear(t, weight, self.in_proj_bias).chunk(3, -1) for key, t in given.items()}
+        parts = {i: F.linear(t, weight, self.in_proj_bias).chunk(3, -1) for i, t in given.items()}
         return tuple(parts[id(t)][i] for i, t in enumerate((query, key, value)))
 
     def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
