@@ -72,13 +72,17 @@ class Budget:
 
     def cost(self, size: Cost, open_: Tensor) -> Tensor:
         """The cost of `open_`, shape (units,), values in [0, 1], as a share of the dense one. float64 scalar."""
-        cost = getattr(size, COSTS[self.kind], None)
-        if cost is None:
+        price = self.price(size)
+        return price(open_) / price(torch.ones_like(open_, dtype=torch.float64))
+
+    def price(self, size: Cost) -> Callable[[Tensor], Tensor]:
+        """What `size` says of the cost that is limited, not as a share. Raises BadBudget."""
+        price: Callable[[Tensor], Tensor] | None = getattr(size, COSTS[self.kind], None)
+        if price is None:
             raise _bad(
                 "a speed-up is asked of a network whose latency is not known", "give the TimedSize of timed_size"
             )
-        found: Tensor = cost(open_) / cost(torch.ones_like(open_, dtype=torch.float64))
-        return found
+        return price
 
     def left(self, size: SizeModel, flat: Tensor) -> float:
         """The share of the dense cost that a cut leaves when the units `flat`, boolean of shape (units,), stay open.
@@ -103,20 +107,26 @@ class Landing:
 def shift_for(budget: Budget, size: Cost, gate: Gate, logits: Tensor, share: float, start: float) -> float:
     """The scalar that, added to all `logits`, makes the expected cost `share` of the dense one, within 0.1 %.
 
-    By bisection around `start`. A share that no shift reaches gets one that opens or closes all.
+    By bisection around `start`, which stays if it does. A share that no shift reaches gets one that opens or closes
+    all.
     """
+    price = budget.price(size)
+    wanted = share * float(price(torch.ones_like(logits, dtype=torch.float64)))
 
-    def cost(shift: float) -> float:
-        return float(budget.cost(size, gate.chance(logits + shift)))
+    def left(shift: float) -> float:
+        """What the budget still allows; negative above it."""
+        return wanted - float(price(gate.chance(logits + shift)))
 
-    low, high, width = start - 0.25, start + 0.25, 0.5
-    while cost(low) > share and width < 1e3:
+    if abs(left(start)) <= 1e-3 * wanted:
+        return start
+    low, high, width = start - 0.02, start + 0.02, 0.04  # the logits of the step before lie close
+    while left(low) < 0 and width < 1e3:
         low, width = low - width, 2 * width
-    while cost(high) < share and width < 1e3:
+    while left(high) > 0 and width < 1e3:
         high, width = high + width, 2 * width
     middle = (low + high) / 2
-    while high - low > 1e-9 * width and abs((reached := cost(middle)) - share) > 1e-3 * share:
-        low, high = (middle, high) if reached < share else (low, middle)
+    while high - low > 1e-9 * width and abs(rest := left(middle)) > 1e-3 * wanted:
+        low, high = (middle, high) if rest > 0 else (low, middle)
         middle = (low + high) / 2
     return middle
 

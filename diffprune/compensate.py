@@ -55,9 +55,7 @@ def compensate_(
     owners = Counter(id(p) for module in small.modules() for p in module._parameters.values())
     layers = linear_layers(small, fixed_rows(graph))
     layers = {
-        name: layer
-        for name, layer in layers.items()
-        if layer.weight.requires_grad and owners[id(layer.weight)] == 1
+        name: layer for name, layer in layers.items() if layer.weight.requires_grad and owners[id(layer.weight)] == 1
     }
     alive = graph.checked(keep)[1]
     with torch.no_grad(), evaluating(parent, small), twinned(parent), twinned(small):  # the same operators in both

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from diffprune.errors import GatesLost
 
@@ -16,9 +15,11 @@ DESCRIPTIONS = {
 }  # fmt: skip
 """What is asked of a tensor without reading its values."""
 
+SMALL = 1 << 16
+"""Elements up to which a product is kept for the backward pass: computing it again costs more than its memory."""
 
 Live = dict[tuple[int, torch.dtype], str]
-"""Which name is computed in the storage at an address, now."""
+"""Which name is computed in the storage at an address, now, but for what is SMALL."""
 
 
 class Product(Tensor):
@@ -59,13 +60,14 @@ class Product(Tensor):
                     fix="switch activation checkpointing off in this network",
                 )
             value = product.compute(product.key)
-            used.append((product.live, _place(value)))
-            product.live[_place(value)] = product.key
+            if value.numel() > SMALL:
+                used.append((product.live, _place(value)))
+                product.live[_place(value)] = product.key
             return value
 
-        args, kwargs = tree_map_only(Product, computed, (args, kwargs or {}))
+        given = {name: _filled(value, computed) for name, value in (kwargs or {}).items()}
         try:
-            return func(*args, **kwargs)
+            return func(*_filled(args, computed), **given)
         finally:  # soon something else will lie there
             for live, place in used:
                 live.pop(place, None)
@@ -79,8 +81,8 @@ class Product(Tensor):
 def products(weights: Mapping[str, Tensor], compute: Callable[[str], Tensor]) -> Iterator[dict[str, Tensor]]:
     """Stand-ins for the `weights`: where one is read inside, `compute` is asked for it by name.
 
-    Nothing computed is kept for the backward pass, which asks again: kept, it would double the memory of all weights
-    that are read through gates.
+    Only what is SMALL is kept for the backward pass, which asks for all else again: kept, it would double the memory of
+    all weights that are read through gates.
     """
     live: Live = {}
 
@@ -97,6 +99,13 @@ def products(weights: Mapping[str, Tensor], compute: Callable[[str], Tensor]) ->
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield {name: Product.of(weight, name, compute, live) for name, weight in weights.items()}
+
+
+def _filled(value: Any, computed: Callable[[Product], Tensor]) -> Any:
+    """`value`, an argument of an operator, with what is computed in place of the products in it."""
+    if isinstance(value, Product):
+        return computed(value)
+    return type(value)(_filled(v, computed) for v in value) if type(value) in (list, tuple) else value
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.dtype]:

@@ -1,6 +1,7 @@
-"""Gated weights are not kept for the backward pass, and the gradients are the same."""
+"""Large gated weights are not kept for the backward pass, and the gradients are the same."""
 
 import weakref
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 import surgery
 from diffprune import GatedModel, attach
 from diffprune.errors import GatesLost
-from diffprune.products import products
+from diffprune.products import SMALL, products
 
 NAMES = ("residual", "grouped", "tied_weight", "multihead_attention", "functional_conv", "layer_norm_mlp")
 
@@ -23,8 +24,32 @@ def gradients(gated: GatedModel, output: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in gated.named_parameters() if p.grad is not None}
 
 
+@dataclass
+class Computed:
+    """The products computed, and the most of them that lived at a time."""
+
+    products: list[weakref.ref[Tensor]] = field(default_factory=list)
+    most: int = 0
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
+    found, original = Computed(), GatedModel._gated_weight
+
+    def seen(self: GatedModel, name: str, weight: Tensor, gates: Tensor) -> Tensor:
+        weight = original(self, name, weight, gates)
+        found.products.append(weakref.ref(weight))
+        found.most = max(found.most, sum(product() is not None for product in found.products))
+        return weight
+
+    monkeypatch.setattr(GatedModel, "_gated_weight", seen)
+    return found
+
+
+@pytest.mark.parametrize("small", [0, SMALL])
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_those_of_kept_products(name: str) -> None:
+def test_gradients_are_those_of_kept_products(name: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffprune.products.SMALL", small)
     model, graph, x = traced(name)
     gated = attach(model, graph).train()
     torch.manual_seed(0)
@@ -38,26 +63,26 @@ def test_gradients_are_those_of_kept_products(name: str) -> None:
         torch.testing.assert_close(found[key], gradient, msg=key)
 
 
-def test_no_more_than_one_product_lives_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_one_large_product_lives_at_a_time(computed: Computed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffprune.products.SMALL", 0)
     model, graph, x = traced("residual")
-    gated = attach(model, graph).train()
-    made: list[weakref.ref[Tensor]] = []
-    most = 0
-    original = GatedModel._gated_weight
+    output = attach(model, graph).train()(x)
+    forward = len(computed.products)
+    assert forward > 2
+    assert computed.most == 1
+    output.sum().backward()
+    assert len(computed.products) > forward
+    assert computed.most == 1
+    assert not any(product() is not None for product in computed.products)
 
-    def seen(self: GatedModel, name: str, weight: Tensor, gates: Tensor) -> Tensor:
-        nonlocal most
-        weight = original(self, name, weight, gates)
-        made.append(weakref.ref(weight))
-        most = max(most, sum(product() is not None for product in made))
-        return weight
 
-    monkeypatch.setattr(GatedModel, "_gated_weight", seen)
-    output = gated(x)
-    assert output.requires_grad
-    assert len(made) > 2
-    assert most == 1
-    assert not any(product() is not None for product in made)
+def test_small_products_are_computed_once(computed: Computed) -> None:
+    model, graph, x = traced("residual")
+    output = attach(model, graph).train()(x)
+    forward = len(computed.products)
+    assert forward > 2
+    output.sum().backward()
+    assert len(computed.products) == forward
 
 
 def test_a_weight_tells_its_shape_without_a_product_and_fails_past_the_overrides() -> None:
