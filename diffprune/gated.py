@@ -11,7 +11,7 @@ from torch.func import functional_call
 from diffprune.bundles import Bundle, gate_of
 from diffprune.errors import NothingToCut
 from diffprune.gates import Gate, family
-from diffprune.products import products
+from diffprune.products import places_of, products
 from diffprune.score import as_logits
 from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
 from surgery.cut import copied
@@ -53,6 +53,7 @@ class GatedModel(nn.Module):
         self._axes: dict[str, list[int]] = {}
         for tensor, axis in read:
             self._axes.setdefault(tensor, []).append(axis)
+        self._places = places_of(self.model, self._axes)
         self._norms = norm_units(graph)
         for i, (name, index) in enumerate(self._norms.items()):
             self.register_buffer(f"norm_{i}", index.to(device), persistent=False)
@@ -63,8 +64,8 @@ class GatedModel(nn.Module):
         gates = self.sample() if self.training else self.hard()
         weights = {name: self.model.get_parameter(name) for name in self._axes}
         factors = self._factors(gates)
-        with products(weights, lambda name: self._gated_weight(name, weights[name], factors)) as gated:
-            return functional_call(self.model, {**gated, **self.norm_counts(gates)}, args, kwargs)
+        with products(weights, self._places, lambda name: self._gated_weight(name, weights[name], factors)) as gated:
+            return functional_call(self.model, {**gated, **self.norm_counts(gates)}, args, kwargs, tie_weights=False)
 
     def sample(self) -> Tensor:
         """Gates of one step, shape (units,), differentiable in the logits."""

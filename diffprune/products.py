@@ -1,11 +1,11 @@
 """Gated weights that exist only while an operator reads them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffprune.errors import GatesLost
 
@@ -78,8 +78,10 @@ class Product(Tensor):
 
 
 @contextmanager
-def products(weights: Mapping[str, Tensor], compute: Callable[[str], Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Stand-ins for the `weights`: where one is read inside, `compute` is asked for it by name.
+def products(
+    weights: Mapping[str, Tensor], places: Mapping[str, str], compute: Callable[[str], Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """Stand-ins for the `weights` at their `places`: where one is read inside, `compute` is asked for it by name.
 
     Only what is SMALL is kept for the backward pass, which asks for all else again: kept, it would double the memory of
     all weights that are read through gates.
@@ -98,7 +100,22 @@ def products(weights: Mapping[str, Tensor], compute: Callable[[str], Tensor]) ->
             return compute(name).as_strided(shape, stride, offset)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield {name: Product.of(weight, name, compute, live) for name, weight in weights.items()}
+        made = {name: Product.of(weight, name, compute, live) for name, weight in weights.items()}
+        yield {place: made[name] for place, name in places.items()}
+
+
+def places_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Wherever `model` holds the weights of these names, by one name for each place, and whose it is.
+
+    `functional_call` takes a module that has two names for two modules with tied weights, and leaves a stand-in in it.
+    """
+    owners = {id(model.get_parameter(name)): name for name in names}
+    return {
+        f"{path}.{name}".lstrip("."): owners[id(weight)]
+        for path, module in model.named_modules()
+        for name, weight in module._parameters.items()
+        if id(weight) in owners
+    }
 
 
 def _filled(value: Any, computed: Callable[[Product], Tensor]) -> Any:

@@ -11,7 +11,7 @@ from diffprune.budget import Budget, shift_for
 from diffprune.errors import NothingToCut
 from diffprune.gated import with_open
 from diffprune.gates import Gate, family
-from diffprune.products import products
+from diffprune.products import places_of, products
 from diffprune.score import as_logits
 from surgery.cut import copied
 
@@ -44,6 +44,7 @@ class SparseModel(nn.Module):
                 effect="no gates were attached",
                 fix="set requires_grad on the layers that may become sparse",
             )
+        self._places = places_of(self.model, weights)
         self._shapes = {name: weight.shape for name, weight in weights.items()}
         scores = [
             (w.detach().abs() / w.detach().square().mean().sqrt().clamp_min(1e-12)).flatten() for w in weights.values()
@@ -61,8 +62,8 @@ class SparseModel(nn.Module):
             gates = self.gate.hard(self.logits + self.shift)
         parts = self._parts(gates)
         weights = {name: self.model.get_parameter(name) for name in parts}
-        with products(weights, lambda name: weights[name] * parts[name].to(weights[name].dtype)) as gated:
-            return functional_call(self.model, gated, args, kwargs)
+        with products(weights, self._places, lambda name: weights[name] * parts[name].to(weights[name].dtype)) as gated:
+            return functional_call(self.model, gated, args, kwargs, tie_weights=False)
 
     def follow_(self, share: float) -> None:
         """Set the shift so that a `share` of the weights is expected to be open."""

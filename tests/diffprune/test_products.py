@@ -13,7 +13,8 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 import surgery
 from diffprune import GatedModel, attach
 from diffprune.errors import GatesLost
-from diffprune.products import SMALL, products
+from diffprune.products import SMALL, places_of, products
+from diffprune.sparse import SparseModel
 
 NAMES = ("residual", "grouped", "tied_weight", "multihead_attention", "functional_conv", "layer_norm_mlp")
 
@@ -93,7 +94,7 @@ def test_a_weight_tells_its_shape_without_a_product_and_fails_past_the_overrides
         asked.append(name)
         return 2 * weight
 
-    with products({"w": weight}, compute) as stand_in:
+    with products({"w": weight}, {"w": "w"}, compute) as stand_in:
         w = stand_in["w"]
         assert (w.shape, w.dtype, w.dim(), w.numel()) == ((3, 2), torch.float64, 2, 6)
         assert not asked
@@ -121,9 +122,38 @@ class Checkpointed(nn.Module):
         return self.last(y)
 
 
-@pytest.mark.parametrize(("reentrant", "error"), [(True, GatesLost), (False, CheckpointError)])
-def test_activation_checkpointing_is_refused(reentrant: bool, error: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    ("reentrant", "error", "words"),
+    [(True, GatesLost, "switch activation checkpointing off"), (False, CheckpointError, "(?i)recomput")],
+)
+def test_activation_checkpointing_is_refused(reentrant: bool, error: type[Exception], words: str) -> None:
     model, x = Checkpointed(reentrant).eval(), torch.randn(2, 4)
     gated = attach(model, surgery.trace(model, x)).train()
-    with pytest.raises(error):
+    with pytest.raises(error, match=words):
         gated(x).sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["units", "weights"])
+def test_a_module_with_two_names_keeps_its_weight(kind: str) -> None:
+    twice = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), twice, nn.ReLU(), twice, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
+    x = torch.randn(2, 3, 9, 9)
+    gated = (attach(model, surgery.trace(model, x)) if kind == "units" else SparseModel(model)).train()
+    for _ in range(2):
+        gated(x).sum().backward()
+    assert isinstance(gated.model[2].weight, nn.Parameter)
+    assert gated.model[4] is gated.model[2]
+    assert gated.model[2].weight.grad is not None
+    if kind == "units":  # all open as yet
+        torch.testing.assert_close(gated.eval()(x), model(x))
+
+
+def test_all_places_of_a_weight_are_found_once() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.Sequential(shared), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[2].weight = shared.weight
+    assert places_of(model, ["0.weight", "3.weight"]) == {
+        "0.weight": "0.weight", "2.weight": "0.weight", "3.weight": "3.weight",
+    }  # fmt: skip
