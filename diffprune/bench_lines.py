@@ -23,7 +23,8 @@ def bench_lines(bench: Bench) -> Iterator[Any]:
     yield _speedups(bench.settings, pairs, varying) if varying and pairs else _latencies(bench, varying)
     yield ""
     if pairs and not varying:
-        (pair,), (dense, small) = pairs, (name.rpartition("/")[2] for name in bench.names)
+        (pair,), short = pairs, [name.rpartition("/")[2] for name in bench.names]
+        dense, small = bench.names if short[0] == short[1] else short
         yield f"{small}, compared with {dense}, is {speed_in_words(pair.speedup, pair.low, pair.high)}"
     held = " against ".join(dict.fromkeys(row.precision for row in _latencies_of(bench.results[0])))
     constant = {**asdict(bench.settings[0]), "precision": held}

@@ -241,7 +241,7 @@ def export(
     small = surgery.load(saved, lambda: load_model(model, weights=weights, num_classes=classes))
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     about = {"source_model": model, "base_model": model, "license": license, "input_shape": str([*shape])}
-    inside = Preprocessing(*pixels) if mean else None
+    inside = None if mean is None else Preprocessing(*pixels)
     files = [to_onnx(small, example, output, opset=opset, metadata=about, preprocessing=inside)]
     if static_twin:
         twin = output.with_name(f"{output.stem}-static{output.suffix}")
@@ -325,33 +325,40 @@ def _is_ours(error: Exception) -> bool:
     return any(base.__name__ in ("DiffpruneError", "SurgeryError", "ExportError") for base in type(error).__mro__)
 
 
+def _integers(text: str) -> tuple[int, ...]:
+    """8,224,224 as numbers; none for anything else."""
+    parts = text.split(",")
+    return tuple(map(int, parts)) if all(part.strip().isdecimal() for part in parts) else ()
+
+
 def _shape(text: str | None, model: str) -> tuple[int, ...]:
     """Channels, height and width from the option, or what fits the network's family."""
     if text is None:
         return (1, 16, 16) if model.startswith("digits:") else (3, 224, 224)
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+    sizes = _integers(text)
+    if len(sizes) != 3 or 0 in sizes:
         raise _bad_option(f"--input is {text!r}", "write channels,height,width, such as 3,224,224")
-    return tuple(map(int, parts))
+    return sizes
 
 
 def _counts(text: str, option: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
+    counts = _integers(text)
+    if not counts:
         raise _bad_option(f"{option} is {text!r}", "write a number or several, such as 1,8")
-    return list(map(int, parts))
+    return [*counts]
 
 
 def _named_sizes(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.rpartition("=")
-    if not name or not all(part.strip().isdecimal() for part in sizes.split(",")):
+    found = _integers(sizes)
+    if not name or not found:
         raise _bad_option(f"--input is {text!r}", "write NAME=3,224,224: a name of the file, its sizes but the batch")
-    return name, tuple(map(int, sizes.split(",")))
+    return name, found
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...]:
     try:
-        return tuple(map(float, text.split(","))) if text else ()
+        return () if text is None else tuple(map(float, text.split(",")))
     except ValueError:
         raise _bad_option(f"{option} is {text!r}", "write a number per channel, such as 0.485,0.456,0.406") from None
 

@@ -72,7 +72,7 @@ def load_model(spec: str, *, weights: str | None = None, num_classes: int | None
 
 def fill_(model: nn.Module, weights: Path, spec: str) -> None:
     """Put the weights of a file into the network that `spec` names. Raises BadWeights."""
-    ignored = AUXILIARY.get(spec.partition(":")[2], ())
+    ignored = AUXILIARY.get(spec.removeprefix("torchvision:"), ())
     _fill_(model, _read(weights), at=f"{weights} in {spec}", ignore=ignored)
 
 

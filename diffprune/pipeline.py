@@ -28,7 +28,7 @@ from diffprune.gates import Gate
 from diffprune.hints import hinted, hinting
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.stopwatch import stopwatch
-from diffprune.training import Batches, Event, Recipe, endless, fit_, logits, require_labels, unpack
+from diffprune.training import Batches, Event, Recipe, ending, endless, fit_, logits, require_labels, unpack
 from surgery import ExampleInputs
 from surgery.cut import copied
 
@@ -232,7 +232,7 @@ def _length(train: Batches) -> int:
     try:
         return len(train)  # type: ignore[arg-type]
     except TypeError:
-        return sum(1 for _ in train)
+        return sum(1 for _ in ending(train))
 
 
 def _groups(size: surgery.SizeModel, keep: dict[str, Tensor]) -> list[dict[str, Any]]:

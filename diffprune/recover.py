@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diffprune.errors import BadData
-from diffprune.training import Batches, forward, logits, out_of_range, unpack
+from diffprune.training import Batches, ending, forward, logits, out_of_range, unpack
 from surgery import evaluating
 
 
@@ -70,7 +70,7 @@ def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
     device = next(model.parameters()).device
     right = count = 0
     with torch.no_grad(), evaluating(model):
-        for batch in batches:
+        for batch in ending(batches):
             inputs, labels = unpack(batch, device)
             if labels is None:
                 raise _bad(

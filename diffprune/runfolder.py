@@ -124,11 +124,14 @@ def next_free(base: str | Path) -> Path:
 def write_atomically(target: Path, text: str) -> Path:
     """Write a UTF-8 file as a whole or not at all."""
     part = target.with_name(f".{target.name}.part")
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(target)
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
     return target
 
 

@@ -16,6 +16,9 @@ from surgery import evaluating
 Batches = Iterable[Any]
 """Re-iterable batches: (inputs, labels), or inputs alone or as (inputs,), which are learned from by distillation."""
 
+MOST_BATCHES = 1_000_000
+"""Of an epoch: what gives more never ends."""
+
 Event = Callable[[dict[str, Any]], None]
 """Is told of every training step and finished stage, as a flat dict that JSON can hold."""
 
@@ -183,6 +186,19 @@ def endless(batches: Batches) -> Iterator[Any]:
                 effect="the run was stopped",
                 fix="give at least one batch, in a list, DataLoader or other object that can be iterated again",
             )
+
+
+def ending(batches: Batches) -> Iterator[Any]:
+    """One epoch. Raises BadData for one of more than MOST_BATCHES."""
+    for number, batch in enumerate(batches):
+        if number == MOST_BATCHES:
+            raise BadData(
+                f"an epoch does not end after {number:,} batches",
+                at="a loader that gives its batches again and again, as it seems",
+                effect="the run was stopped",
+                fix="end its iterator after each epoch (with itertools.islice, say)",
+            )
+        yield batch
 
 
 def step_(

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffprune.data.batches import MOST_CLASSES, Batches, Data, bad_data
 from diffprune.errors import BadData
 from diffprune.models import called, imported
+from diffprune.training import ending
 
 
 def from_user(spec: str, image_size: int | None) -> Data:
@@ -54,7 +55,7 @@ def _checked(given: Any, at: str) -> tuple[Batches, tuple[int, int, int], int]:
         raise bad_data(f"{type(given).__name__} can be iterated only once", at, fix)
     examples = batches = highest = 0
     shape: tuple[int, ...] | None = None
-    for batch in given:
+    for batch in ending(given):
         images, labels = _pair(batch, at)
         if shape not in (None, tuple(images.shape[1:])):
             raise bad_data(f"images are {shape}, then {tuple(images.shape[1:])}", at, "give images of one size")

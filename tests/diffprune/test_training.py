@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from diffprune import Budget, compress
+from diffprune.data.own import from_user
 from diffprune.errors import BadData, TrainingDiverged
 from diffprune.training import Recipe, endless, fit_, step_, unpack
 
@@ -77,6 +79,7 @@ def test_what_is_no_logits_is_refused(output: Any, given: str) -> None:
 def test_labels_are_integers_of_any_size(dtype: torch.dtype) -> None:
     labels = unpack((torch.zeros(2, 3), torch.tensor([1, 2], dtype=dtype)), torch.device("cpu"))[1]
     assert labels is not None
+    assert labels.tolist() == [1, 2]
     Recipe().loss(torch.zeros(2, 3), labels, None)
 
 
@@ -238,3 +241,23 @@ def test_with_hints_no_gradient_is_longer_than_the_first() -> None:
     clipped = lengths(None, clip=2 * free[0])
     assert clipped[0] == free[0]
     assert clipped[1:] == pytest.approx([2 * free[0]] * 2, rel=1e-4)
+
+
+class Endless:
+    """A loader that never ends."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+
+
+def test_data_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffprune.training.MOST_BATCHES", 50)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    few = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))] * 3
+    for train, val in ((Endless(), few), (few, Endless())):
+        with pytest.raises(BadData, match="does not end after 50 batches"):
+            compress(model, train, val, budget=Budget(macs=0.5), epochs=1)
+    monkeypatch.setattr("diffprune.data.own.imported", lambda *_: lambda: (Endless(), few))
+    with pytest.raises(BadData, match="does not end after 50 batches"):
+        from_user("their:data", None)
