@@ -61,6 +61,19 @@ def test_auxiliary_heads_are_left_out_so_that_training_gives_one_tensor() -> Non
     assert model.train()(torch.randn(2, 3, 64, 64)).shape == (2, 3)
 
 
+def test_a_network_of_the_users_keeps_weights_that_torchvisions_of_that_name_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_nets.py").write_text(
+        "from torch import nn\ndef googlenet(): return nn.ModuleDict(dict(aux1=nn.Linear(2, 2), fc=nn.Linear(2, 2)))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = load_model("their_nets:googlenet")
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    assert same(load_model("their_nets:googlenet", weights="w.safetensors"), model)
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth"])
 def test_weights_come_back_from_each_kind_of_file(tmp_path: Path, name: str) -> None:
     model = load_model("digits:resnet18")
@@ -151,15 +164,15 @@ def test_a_foreign_object_is_refused_and_not_run(
     assert mark.exists(), "the file does run code, so the refusal above meant something"
 
 
-def test_a_bare_pickle_is_refused(tmp_path: Path) -> None:
+def test_a_bare_pickle_is_refused(tmp_path: Path, user: str) -> None:
     (tmp_path / "w.pt").write_bytes(pickle.dumps(Foreign, protocol=2))
     with pytest.raises(BadWeights, match=r"damaged or not a weights file|unpickling foreign objects"):
-        load_model("digits:resnet18", weights=str(tmp_path / "w.pt"))
+        load_model(f"{user}:build", weights=str(tmp_path / "w.pt"))
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
 @pytest.mark.parametrize("part", [0, 7, 100, -20])
-def test_damaged_files_are_refused(tmp_path: Path, name: str, part: int) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, user: str, name: str, part: int) -> None:
     path = tmp_path / name
     state = {"weight": torch.ones(2, 4), "bias": torch.ones(2)}
     if path.suffix == ".safetensors":
@@ -168,20 +181,20 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, part: int) -> None
         torch.save(state, path)
     path.write_bytes(path.read_bytes()[:part])
     with pytest.raises(BadWeights, match=r"the file is damaged or not a weights file: .(.|\n)*no weights were loaded"):
-        load_model("digits:resnet18", weights=str(path))
+        load_model(f"{user}:build", weights=str(path))
 
 
-def test_weights_that_are_not_there(tmp_path: Path) -> None:
+def test_weights_that_are_not_there(tmp_path: Path, user: str) -> None:
     for name in ("w.pt", "w.safetensors"):
         with pytest.raises(BadWeights, match="cannot be read: No such file"):
-            load_model("digits:resnet18", weights=str(tmp_path / name))
+            load_model(f"{user}:build", weights=str(tmp_path / name))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {}}])
-def test_a_file_without_a_state_dict(tmp_path: Path, content: object) -> None:
+def test_a_file_without_a_state_dict(tmp_path: Path, user: str, content: object) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(BadWeights, match="the file holds no state dict"):
-        load_model("digits:resnet18", weights=str(tmp_path / "w.pt"))
+        load_model(f"{user}:build", weights=str(tmp_path / "w.pt"))
 
 
 def test_weights_that_do_not_fit_are_counted_and_named(tmp_path: Path) -> None:
