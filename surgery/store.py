@@ -41,6 +41,8 @@ def save(small: nn.Module, path: str | os.PathLike[str]) -> None:
         fact = f"safetensors holds no tensors of {error.args[0]}"
         raise _unsaved(path, fact, "keep such values as two real tensors") from error
     target = Path(path)
+    if not target.parent.is_dir():
+        raise _unsaved(path, f"there is no folder {target.parent}", "make it, or name a file in one that is there")
     part = target.with_name(f".{target.name}.part")
     try:
         part.write_bytes(data)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffprune.errors import OutputExists
-from diffprune.runfolder import create, next_free
+from diffprune.runfolder import create, next_free, write_atomically
 
 
 def test_nothing_has_the_final_name_before_the_end(tmp_path: Path) -> None:
@@ -63,6 +63,14 @@ def test_a_killed_run_never_looks_finished(tmp_path: Path) -> None:
     with create(tmp_path / "a"):
         pass
     assert (tmp_path / "a").is_dir()
+
+
+def test_a_file_that_cannot_be_written_leaves_the_older_one_alone(tmp_path: Path) -> None:
+    target = write_atomically(tmp_path / "a.json", "older")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(target, "\ud800")  # half of a character, which no file can hold
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert target.read_text() == "older"
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:

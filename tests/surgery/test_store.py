@@ -197,3 +197,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
             surgery.save(small_network("residual", 1)[0], file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    model, x = Plain().double().eval(), ZOO["plain"].example()
+    small = surgery.cut(model, surgery.trace(model, x), {})
+    with pytest.raises(surgery.BadFile, match=r"there is no folder .*absent"):
+        surgery.save(small, tmp_path / "absent" / "small.safetensors")
