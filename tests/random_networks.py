@@ -769,8 +769,14 @@ class Verdict:
     free: int = 0
     groups: int = 0
     pinned: int = 0
+    compared: int = 0
+    """Cuts, of the CUTS that are made, that were compared with the oracle: not those whose output is constant."""
     refused: str = ""
     blank: bool = False
+
+
+CUTS = 4
+"""How many `judge` makes of a network."""
 
 
 class Broken(AssertionError):
@@ -797,17 +803,18 @@ def judge(network: Network) -> Verdict:
     try:
         _ask(all(torch.equal(before[n], v) for n, v in model.state_dict().items()), network, "trace changed the model")
         _judge_identity(network, model, graph, x, dense)
-        _judge_cut(network, model, graph, lopsided_keep(graph), x)
+        _, *compared = _judge_cut(network, model, graph, lopsided_keep(graph), x)
         for seed in range(2):
-            small = _judge_cut(network, model, graph, random_keep(graph, seed), x)
+            small, varies = _judge_cut(network, model, graph, random_keep(graph, seed), x)
+            compared.append(varies)
         again = surgery.trace(small, x)
-        _judge_cut(network, small, again, random_keep(again, 2), x)
+        compared.append(_judge_cut(network, small, again, random_keep(again, 2), x)[1])
     except Broken:
         raise
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else ""
         raise Broken(f"{type(error).__name__}: {first}\nof {network!r}\n{graph.summary()}") from error
-    return Verdict(graph.units, len(graph.groups), sum(len(pin.channels) for pin in graph.pinned))
+    return Verdict(graph.units, len(graph.groups), sum(len(pin.channels) for pin in graph.pinned), sum(compared))
 
 
 def _judge_identity(network: Network, model: nn.Module, graph: surgery.ChannelGraph, x: Tensor, dense: Any) -> None:
@@ -817,12 +824,16 @@ def _judge_identity(network: Network, model: nn.Module, graph: surgery.ChannelGr
             _ask(all(torch.equal(a, b) for a, b in pairs), network, "keeping everything changes the output")
 
 
-def _judge_cut(network: Network, model: nn.Module, graph: surgery.ChannelGraph, keep: Any, x: Tensor) -> nn.Module:
+def _judge_cut(
+    network: Network, model: nn.Module, graph: surgery.ChannelGraph, keep: Any, x: Tensor
+) -> tuple[nn.Module, bool]:
+    """The cut network, and whether there was anything to compare."""
     small = surgery.cut(model, graph, keep)
     with torch.no_grad():
         found = small(x)
         expected = gated_output(model, graph, keep, x)
-    if all(_varies(leaf) for leaf in _leaves(expected)):
+    varies = all(_varies(leaf) for leaf in _leaves(expected))
+    if varies:
         error = relative_error(expected, found)
         fact = f"the cut differs from the oracle by {error:.1e}; kept: {_spelled(keep)}\n{graph.summary()}"
         _ask(error < TOLERANCE, network, fact)
@@ -834,9 +845,9 @@ def _judge_cut(network: Network, model: nn.Module, graph: surgery.ChannelGraph, 
         try:
             model(other)
         except Exception:  # the dense network is bound to its batch: so may be the cut one
-            return small
+            return small, varies
         small(other)
-    return small
+    return small, varies
 
 
 def lopsided_keep(graph: surgery.ChannelGraph) -> dict[str, Tensor]:

@@ -114,7 +114,6 @@ def test_the_table_and_the_picture_show_every_cell(tmp_path: Path) -> None:
     assert "| 2.00x | unknown |" in frontier.table(noisy)
     untimed = [{key: value for key, value in cell.items() if key not in ("speedup", "low", "high")} for cell in cells()]
     assert "| 2.00x | unknown |" in frontier.table(untimed)
-    pytest.importorskip("matplotlib", reason="the bench extra brings the pictures")
     frontier.picture(cells(), tmp_path / "one.svg")
     frontier.picture(cells(), tmp_path / "two.svg")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

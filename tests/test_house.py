@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FORBIDDEN = {"surgery": {"diffprune", "export"}, "export": {"diffprune", "surgery"}}
+FORBIDDEN = {
+    "surgery": {"diffprune", "export", "benchmarks"},
+    "export": {"diffprune", "surgery", "benchmarks"},
+    "diffprune": {"benchmarks"},
+}
 PACKAGES = ("surgery", "export", "diffprune", "benchmarks")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

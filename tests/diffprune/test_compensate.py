@@ -138,7 +138,7 @@ def test_no_mean_is_lost_where_nothing_else_takes_it(bias: bool, norm: bool, see
     assert error(model, small, x) < before / 2
     with torch.no_grad():
         off = (small(x).mean(0) - model(x).mean(0)).norm() / model(x).std(0).norm()
-    assert off < 0.2
+    assert off < (1e-5 if bias or norm else 0.2)
 
 
 def test_a_frozen_bias_stays_and_the_weight_makes_up_for_it() -> None:

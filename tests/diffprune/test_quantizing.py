@@ -21,8 +21,6 @@ from diffprune.quantized import warnings
 from diffprune.report import milliseconds, percent
 from export import recipes
 
-pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
-
 COMPRESS = f"compress --model {MODULE}:factory --image-size 8 --batch 100 --round-to 1 --macs 0.6"
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,8 +31,6 @@ from diffprune.pruned import built
 from diffprune.recover import accuracy
 from diffprune.report import count, milliseconds, percent
 from diffprune.stored import load_run
-
-pytest.importorskip("sklearn", reason="scikit-learn brings the digits")
 
 FILES = {
     "MODEL_CARD.md",
@@ -197,16 +196,14 @@ def test_the_log_has_every_step_and_stage(folder: Path, report: dict[str, Any]) 
     assert list(dict.fromkeys(event["phase"] for event in steps)) == ["parent", "search", "recover"]
 
 
-def test_no_file_names_a_place_on_this_machine(folder: Path, here: Path) -> None:
-    root = Path(__file__).parents[2]
-    for path in folder.iterdir():
-        content = path.read_bytes()
-        for place in (here, Path.home(), root, Path(torch.__file__).parents[2]):
-            assert str(place).encode() not in content, path.name
-
-
 def test_every_file_may_be_read_by_others(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir() if not path.stat().st_mode & 0o044} <= {"pruned.safetensors"}
+    assert [path.name for path in folder.iterdir() if not path.stat().st_mode & 0o044] == []
+
+
+def test_the_code_on_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (block,) = re.findall(r"^```python\n(.*?)^```", (folder / "MODEL_CARD.md").read_text(), re.DOTALL | re.MULTILINE)
+    exec(compile(block, "MODEL_CARD.md", "exec"), {})
 
 
 def test_the_terminal_shows_the_table_and_each_warning_once(first: Outcome, report: dict[str, Any]) -> None:
@@ -227,12 +224,10 @@ def test_the_settings_in_another_process_give_the_same_bytes(folder: Path, here:
     settings = load_config(folder / "config.toml")
     assert settings.round_to == 4
     assert settings.parent_lr == 0.2
-    code = (
-        "import torch; from diffprune import cli, shipping; "
-        "torch.set_num_threads(1); shipping.MEASURE_SECONDS = 0.2; cli.main()"
-    )
+    code = "import conftest; from diffprune import cli, shipping; shipping.MEASURE_SECONDS = 0.2; cli.main()"
     words = ("compress", "--config", "runs/one/config.toml", "--output", "runs/two")
-    subprocess.run([sys.executable, "-c", code, *words], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    changed = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code, *words], check=True, env={**os.environ, **changed})
     again = here / "runs/two"
     for name in ("dense.safetensors", "pruned.safetensors", "dense.onnx", "pruned.onnx"):
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,10 @@ def test_each_layer_costs_what_the_table_says_of_its_width_after_the_cut(seed: i
     left = {_known_as(layer): layer.widths for layer in cut}
     for layer, ms in zip(size.layers, predicted.tolist(), strict=True):
         (i, o), (a, b) = layer.timed.widths, left[_known_as(layer.timed)]
-        share = a / i if layer.timed.kind.groups == 0 else a * b / (i * o)
-        # A depthwise convolution has one width: between two that were measured, its product with itself is a chord.
-        tolerance = 0.2 if layer.timed.kind.groups == 0 else 1e-9
-        expected = layer.timed.ms * (share**2 if layer.timed.kind.groups == 0 else share)
-        assert ms == pytest.approx(expected, rel=tolerance, abs=tolerance * layer.timed.ms), layer.timed.weight
+        share = a * b / (i * o)
+        if layer.timed.kind.groups == 0:  # one width: between two that were measured, its square is a chord
+            share = np.interp(a, [0, 8, 16, 24], [0, 8**2, 16**2, 24**2]) / 24**2
+        assert ms == pytest.approx(layer.timed.ms * share, rel=1e-9), layer.timed.weight
 
 
 def test_the_dense_network_costs_what_its_profile_says() -> None:

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 import export
 import surgery
-from diffprune import verification
+from diffprune import shipping, verification
 from diffprune.config import config_from
 from diffprune.errors import BadRun
 from diffprune.manifest import read_manifest, write_manifest
@@ -60,6 +60,16 @@ def quiet(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = SimpleNamespace(**{key: told[key] for key in ("speedup", "low", "high")}, warnings=("busy",))
     here.machine = export.this_machine()
     monkeypatch.setattr(verification, "measured", lambda *_: here)
+
+
+def test_the_claim_is_dense_over_pruned_as_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(export, "compare", lambda *files, **options: asked.append((files, options)))
+    settings = {"model": "a:b", "data": "digits", "macs": 0.5, "output": "o", "threads": 3}
+    shipping.measured(tmp_path, config_from(settings))
+    ((files, options),) = asked
+    assert [file.name for file in files] == ["dense.onnx", "pruned.onnx"]
+    assert options["threads"] == 3
 
 
 def edit(file: Path, change: Callable[[Any], None]) -> None:

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -281,7 +282,18 @@ def test_a_failure_leaves_the_older_file(tmp_path, folder, images, monkeypatch):
     monkeypatch.setattr(quantization, "FLOAT16_TOLERANCE", 1e-9)
     with pytest.raises(export.ParityFailed, match="allowed is 1e-09"):
         export.to_fp16(folder / "float32.onnx", older, images)
+    monkeypatch.undo()
     real = quantization.convert_float_to_float16
+
+    def wrong(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
+        half = real(model, **options)
+        kernel = next(tensor for tensor in half.graph.initializer if len(tensor.dims) == 4)
+        kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) * np.float16(1.2), kernel.name))
+        return half
+
+    monkeypatch.setattr(quantization, "convert_float_to_float16", wrong)
+    with pytest.raises(export.ParityFailed, match=r"allowed is 0\.01"):
+        export.to_fp16(folder / "float32.onnx", older, images)
     monkeypatch.setattr(quantization, "convert_float_to_float16", lambda model, keep_io_types: real(model))
     with pytest.raises(export.NotQuantizable, match="the inputs came out as"):
         export.to_fp16(folder / "float32.onnx", older, images)

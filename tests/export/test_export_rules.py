@@ -70,9 +70,10 @@ def test_other_names_are_found(files, kind):
         check_rules(files["small"].path, **(LAWS | {f"{kind}_names": ["other"]}))
 
 
-def test_a_scalar_factor_is_no_gate(files, tmp_path):
+@pytest.mark.parametrize("shape", [(), (1, 1, 1), (8, 12, 12)])
+def test_a_factor_of_no_channel_alone_is_no_gate(files, tmp_path, shape):
     model = onnx.load(files["small"].path)
-    insert_behind_conv(model, "Mul", np.full((8, 12, 12), 0.5, np.float32))  # one factor per position
+    insert_behind_conv(model, "Mul", np.full(shape, 0.5, np.float32))
     onnx.save(model, tmp_path / "m.onnx")
     check_rules(tmp_path / "m.onnx", **LAWS)
 

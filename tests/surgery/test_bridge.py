@@ -166,7 +166,11 @@ def test_every_criterion_scores_every_unit(name: str) -> None:
             with pytest.raises(RuntimeError, match="Number of dimensions of repeat dims"):
                 importance(model, graph, make())  # its own mistake: it repeats a matrix as if it were a vector
             continue
-        for scored, score in importance(model, graph, make()).items():
+        found = importance(model, graph, make())
+        if kind in ("magnitude", "taylor", "random"):
+            assert found.keys() == graph.by_name.keys()
+        assert found or kind == "bn scale", kind
+        for scored, score in found.items():
             assert score.shape == (graph.by_name[scored].units,)
             assert score.isfinite().all()
 

@@ -216,7 +216,10 @@ class Configured(nn.Module):
 
 
 def test_a_named_tuple_may_remember_a_width() -> None:
-    prove(ready(Configured()))
+    model = ready(Configured())
+    graph = prove(model)
+    assert set(graph.by_name) == {"a.0", "b.0"}
+    assert surgery.cut(model, graph, {"a.0": torch.arange(6) < 4}).config == Settings(4, 2)
 
 
 @pytest.mark.parametrize(

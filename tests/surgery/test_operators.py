@@ -260,7 +260,6 @@ def test_what_mixes_or_counts_channels_is_pinned(function: Forward, monkeypatch:
     probe = Probe(function)
     names = said(probe, monkeypatch)
     assert set(names.stem.tolist()) <= names.pinned.keys()
-    assert unexplained(moved_by_channel(probe), names) == 0
 
 
 @pytest.mark.parametrize("function", DOUBTED.values(), ids=DOUBTED.keys())
@@ -268,6 +267,7 @@ def test_what_may_not_follow_a_cut_is_followed_and_doubted(function: Forward, mo
     probe = Probe(function)
     names = said(probe, monkeypatch)
     assert unexplained(moved_by_channel(probe), names) == 0
+    assert not set(names.stem.tolist()) & names.pinned.keys(), names.pinned
     assert names.doubts
 
 

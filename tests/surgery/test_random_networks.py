@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from random_networks import (
+    CUTS,
     Activation,
     Broken,
     Conv,
@@ -64,6 +65,7 @@ def test_the_promise_holds_for_random_networks_and_most_can_be_cut() -> None:
     found = Counter(kind(verdict) for verdict in verdicts)
     assert found["free"] >= 0.5 * len(verdicts), found
     assert found["blank"] + found["refused"] <= 0.1 * len(verdicts), found
+    assert sum(verdict.compared for verdict in verdicts) >= 0.9 * CUTS * found["free"], "outputs are constant"
 
 
 @pytest.mark.parametrize("network", [HALVED, FLIPPED], ids=FAULTS)
@@ -76,7 +78,8 @@ def test_the_networks_of_the_faults_are_cut_as_they_should(network: Network) -> 
 def test_a_slice_that_is_written_hides_nothing() -> None:
     """Found by the soak: with one unit left on either half, the constant of the slice fitted by chance."""
     written = Halves(steps=(Slice(kind="assign"), Twice(share="bias")), via="slices")
-    judge(Network(stem=6, steps=(Residual(steps=(written,), shortcut="pad", inplace=True), CONV), head="flatten"))
+    network = Network(stem=6, steps=(Residual(steps=(written,), shortcut="pad", inplace=True), CONV), head="flatten")
+    assert judge(network).compared == CUTS
 
 
 @pytest.mark.parametrize("operator", FAULTS)

@@ -9,10 +9,11 @@ import torchvision
 from counting import macs, params
 from oracle import gated_output, random_keep, relative_error
 from torch import nn
+from zoo import short_densenet
 
 import surgery
 
-FREE = {"resnet18": 12, "mobilenet_v3_small": 27, "densenet121": 120, "regnet_y_400mf": 53, "squeezenet1_1": 25,
+FREE = {"resnet18": 12, "mobilenet_v3_small": 27, "densenet": 16, "regnet_y_400mf": 53, "squeezenet1_1": 25,
         "googlenet": 57}
 """How many groups each has at least."""
 
@@ -21,7 +22,7 @@ def trained_looking(name: str) -> nn.Module:
     """Weights as initialised; statistics and affine parameters of norms far from the identity."""
     plain = {"init_weights": False} if name == "googlenet" else {}
     torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None, **plain)
+    model = short_densenet() if name == "densenet" else torchvision.models.get_model(name, weights=None, **plain)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor, low, high in (
