@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffprune.data import Data
-from diffprune.training import Recipe, endless, fit_
+from diffprune.feeding import endless
+from diffprune.training import Recipe, fit_
 from export import cache_folder
 
 EPOCHS = 30
@@ -73,7 +74,6 @@ def trained_resnet18(data: Data, device: str, epochs: int = EPOCHS) -> nn.Module
         model, total = model.to(device, memory_format=torch.channels_last), epochs * len(data.train)
         fit_(
             model, endless(data.train), recipe, steps=range(total), total=total, phase="parent",
-            on_event=lambda event: None,
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(".draft")

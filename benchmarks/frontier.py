@@ -29,11 +29,12 @@ from benchmarks.cells import Cell, markdown, run_cells, spread, stored
 from benchmarks.cifar_resnet import pretrained, trained_resnet18
 from benchmarks.peers import PEERS, SPARSE_SHARE, macs, pruned, sparsify_
 from diffprune import Budget, compress
+from diffprune.calibration import CALIBRATION
 from diffprune.data import Data, load_data
+from diffprune.feeding import endless
 from diffprune.hints import hinting
-from diffprune.pipeline import CALIBRATION
 from diffprune.recover import accuracy, recalibrate_
-from diffprune.training import Recipe, endless, fit_
+from diffprune.training import Recipe, fit_
 
 RESULTS = Path(__file__).parent / "results" / "frontier.json"
 LATENCY = RESULTS.with_name("frontier_latency.json")
@@ -100,7 +101,7 @@ def peer(name: str, given: Setup) -> nn.Module:
     with hinting(small, given.model, same_inputs(small, given.model), {}) as hint:
         fit_(
             small, batches, recipe, steps=range(sparse, given.steps), total=given.steps, parent=given.model, hint=hint,
-            phase="recover", on_event=lambda event: None,
+            phase="recover",
         )
     return small.eval()
 
@@ -191,10 +192,10 @@ def training(cell: Cell) -> str:
 
 def table(results: list[Cell]) -> str:
     """One line for each setting and method: mean and sample standard deviation over the runs; minutes on the CPU."""
-    rows, seen = [], dict.fromkeys((r["depth"], r["epochs"], training(r), r["factor"], r["method"]) for r in results)
-    for depth, _, trained, factor, method in sorted(seen, key=lambda key: key[:4]):
-        mine = [r for r in results if (r["depth"], training(r), r["factor"], r["method"]) == (
-            depth, trained, factor, method)]
+    rows, groups = [], {}
+    for r in results:
+        groups.setdefault((r["depth"], r["epochs"], training(r), r["factor"], r["method"]), []).append(r)
+    for (depth, _, trained, factor, method), mine in sorted(groups.items(), key=lambda item: item[0][:4]):
         minutes = [r["seconds"] / 60 for r in mine if r.get("device") != "cuda" and "gpu" not in r]
         rows.append((
             f"ResNet-{depth}", trained, f"{factor:g}x", method, spread([100 * r["accuracy"] for r in mine]),

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 import surgery
 from benchmarks.cells import Cell, markdown, run_cells, spread
 from diffprune import Budget, MeanCentred, attach
-from diffprune.budget import land
 from diffprune.data import load_data
+from diffprune.feeding import Batches, endless
+from diffprune.landing import land
 from diffprune.recover import accuracy
 from diffprune.search import search_
-from diffprune.training import Batches, Recipe, endless, fit_
+from diffprune.training import Recipe, fit_
 
 RESULTS = Path(__file__).parent / "results" / "lenet5.json"
 GATE = MeanCentred(noise=0.5, relaxation=0.5)
@@ -63,15 +64,11 @@ def measure(cell: Cell, data: Path) -> Cell:
     graph = surgery.trace(model, example)
     gated = attach(model, graph, gate=GATE)
     budget = Budget(macs=cell["macs"])
-
-    def quiet(event: Cell) -> None:
-        pass
-
-    search_(gated, batches, budget, recipe, steps=searching, total=total, parent=None, on_event=quiet)
+    search_(gated, batches, budget, recipe, steps=searching, total=total, parent=None)
     landing = land(budget, gated.size, gated.scores())
     keep = gated.size.keep(landing.flat)
     small = surgery.cut(gated.folded(landing.flat), graph, keep)
-    fit_(small, batches, recipe, steps=range(searching, total), total=total, phase="recover", on_event=quiet)
+    fit_(small, batches, recipe, steps=range(searching, total), total=total, phase="recover")
     size = gated.size.of(keep)
     found = {
         "error": 1 - accuracy(small, loaded.val)[0],

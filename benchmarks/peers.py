@@ -11,7 +11,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffprune.training import Recipe, answers, unpack
+from diffprune.feeding import unpack
+from diffprune.training import Recipe, answers
 
 SPARSE_SHARE = 0.3
 """Share of all steps that pruners with a regulariser of their own train with it before they prune."""

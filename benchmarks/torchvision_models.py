@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import export
 import surgery
 from benchmarks.cells import Cell, markdown, run_cells
-from diffprune.budget import steps
+from diffprune.landing import steps
 from diffprune.recover import recalibrate_
 
 RESULTS = Path(__file__).parent / "results" / "torchvision_models.json"

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diffprune.pruned import STATIC, Origin, normalised
-from diffprune.report import rows, tiny, words
+from diffprune.report import rows, tiny, warnings, words
 
 MOST_LABELS = 20
 """More are only in the metadata of the files."""
@@ -39,7 +39,7 @@ def model_card(report: Mapping[str, Any], origin: Origin) -> str:
         labels=labels if len(labels) <= MOST_LABELS else (),
         shape={"nchw": (1, channels, height, width), "nhwc": (1, height, width, channels)},
         normalised=normalised(origin.preprocessing.mean, origin.preprocessing.std),
-        warnings=list(dict.fromkeys([*report["warnings"], *report["latency"]["cpu"]["warnings"]])),
+        warnings=warnings(report),
     )
 
 

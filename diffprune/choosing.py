@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 import surgery
-from diffprune.budget import Budget, Landing, land
+from diffprune.budget import Budget
 from diffprune.detectors import concerns, untouched
 from diffprune.errors import BadData
 from diffprune.gated import GatedModel
+from diffprune.landing import Landing, land
 from diffprune.score import per_cost
 from diffprune.search import search_
 from diffprune.stopwatch import Stopwatch

@@ -1,6 +1,5 @@
 """The command line. torch is imported only by the commands that need it, so that help comes at once."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 
 from diffprune import __version__
 from diffprune.interrupts import Interrupts
+from diffprune.options import bad_option, counts, image_shape, multiple, named_sizes, numbers, require_folder
 
 app = typer.Typer(
     help="Learn which channels a trained network needs, cut the others out exactly, measure the speed-up.",
@@ -139,11 +139,11 @@ def inspect(
     Every group with its units and its share of MACs and parameters (and of the time, if a speed-up is asked),
     everything pinned with the reason, and how far a budget can go.
     """
-    shape, multiple = _shape(input_, model), _multiple(round_to)
+    shape, step = image_shape(input_, model), multiple(round_to)
     from diffprune.inspection import inspection
 
     budgets = {"macs": macs, "params": params, "speedup": speedup}
-    _print(*inspection(model, weights, shape, classes=classes, **budgets, round_to=multiple, threads=threads))
+    _print(*inspection(model, weights, shape, classes=classes, **budgets, round_to=step, threads=threads))
 
 
 @app.command()
@@ -168,15 +168,15 @@ def bench(
     precision, threads and batch take lists, such as --batch 1,8: every combination is measured. Inputs are random.
     """
     if json:
-        _require_folder(json, "--json")
-    shapes = dict(_named_sizes(text) for text in input_ or [])
-    counts = {"threads": _counts(threads, "--threads"), "batches": _counts(batch, "--batch")}
+        require_folder(json, "--json")
+    shapes = dict(named_sizes(text) for text in input_ or [])
+    several = {"threads": counts(threads, "--threads"), "batches": counts(batch, "--batch")}
     from diffprune.bench_lines import bench_lines
     from diffprune.benching import bench as measured
     from diffprune.benching import grid
     from diffprune.runfolder import as_json, write_atomically
 
-    settings = grid(device, **counts, runtimes=runtime.split(","), precisions=precision.split(","))
+    settings = grid(device, **several, runtimes=runtime.split(","), precisions=precision.split(","))
     found = measured(dense, small, settings, shapes=shapes, seconds=seconds, tell=_tell)
     _print(*bench_lines(found))
     if json:
@@ -226,11 +226,11 @@ def export(
 
     The file is checked: it is dense, and onnxruntime computes with it what the network computes.
     """
-    shape = _shape(input_, model)
-    pixels = _numbers(mean, "--mean"), _numbers(std, "--std")
+    shape = image_shape(input_, model)
+    pixels = numbers(mean, "--mean"), numbers(std, "--std")
     if (mean is None) != (std is None):
-        raise _bad_option("one of --mean and --std is missing", "give both, or neither")
-    _require_folder(output, "--output")
+        raise bad_option("one of --mean and --std is missing", "give both, or neither")
+    require_folder(output, "--output")
     import torch
 
     import surgery
@@ -325,67 +325,6 @@ def _is_ours(error: Exception) -> bool:
     return any(base.__name__ in ("DiffpruneError", "SurgeryError", "ExportError") for base in type(error).__mro__)
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    """8,224,224 as numbers; none for anything else."""
-    parts = text.split(",")
-    return tuple(map(int, parts)) if all(part.strip().isdecimal() for part in parts) else ()
-
-
-def _shape(text: str | None, model: str) -> tuple[int, ...]:
-    """Channels, height and width from the option, or what fits the network's family."""
-    if text is None:
-        return (1, 16, 16) if model.startswith("digits:") else (3, 224, 224)
-    sizes = _integers(text)
-    if len(sizes) != 3 or 0 in sizes:
-        raise _bad_option(f"--input is {text!r}", "write channels,height,width, such as 3,224,224")
-    return sizes
-
-
-def _counts(text: str, option: str) -> list[int]:
-    counts = _integers(text)
-    if not counts:
-        raise _bad_option(f"{option} is {text!r}", "write a number or several, such as 1,8")
-    return [*counts]
-
-
-def _named_sizes(text: str) -> tuple[str, tuple[int, ...]]:
-    name, _, sizes = text.rpartition("=")
-    found = _integers(sizes)
-    if not name or not found:
-        raise _bad_option(f"--input is {text!r}", "write NAME=3,224,224: a name of the file, its sizes but the batch")
-    return name, found
-
-
-def _numbers(text: str | None, option: str) -> tuple[float, ...]:
-    try:
-        return () if text is None else tuple(map(float, text.split(",")))
-    except ValueError:
-        raise _bad_option(f"{option} is {text!r}", "write a number per channel, such as 0.485,0.456,0.406") from None
-
-
-def _multiple(text: str) -> int:
-    if text == "auto":
-        from export import default_step
-
-        return default_step()
-    if not text.isdecimal() or not int(text):
-        raise _bad_option(f"--round-to is {text!r}", "give a number, 1 or more, or auto")
-    return int(text)
-
-
-def _require_folder(file: Path, option: str) -> None:
-    """Before any work: a file can be written there."""
-    if os.path.isdir(file) or not os.access(file.parent, os.W_OK | os.X_OK):
-        fact = "is a folder" if os.path.isdir(file) else "is in a folder that does not exist or cannot be written to"
-        raise _bad_option(f"{option} {file} {fact}", "name a file in a folder that exists and is yours")
-
-
-def _bad_option(fact: str, fix: str) -> Exception:
-    from diffprune.errors import BadConfig
-
-    return BadConfig(fact, at="the command line", effect="nothing was started", fix=fix)
-
-
 def _print(*lines: Any) -> None:
     from rich.console import Console
 
@@ -400,7 +339,7 @@ def _tell(line: str) -> None:
 
 def _run(config: Any) -> None:
     from diffprune.progress import Progress
-    from diffprune.report import summary_table
+    from diffprune.report import summary_table, warnings
     from diffprune.run import run
 
     def tell(event: dict[str, Any]) -> None:
@@ -411,13 +350,12 @@ def _run(config: Any) -> None:
     with Progress() as progress, interrupts:
         finished = run(config, on_event=tell)
     report = finished.report
-    warnings = [*report["warnings"], *report["latency"]["cpu"]["warnings"]]
     _print(
         "",
         summary_table(report),
         "",
         report["verdict"],
-        *(f"warning: {text}" for text in dict.fromkeys(warnings) if text not in progress.warned),
+        *(f"warning: {text}" for text in warnings(report) if text not in progress.warned),
         f"everything is in {finished.folder}; open {finished.folder / 'report.html'}",
         f"check it, here or elsewhere: diffprune verify {finished.folder}",
     )

@@ -4,8 +4,9 @@ from math import sqrt
 
 from torch import Tensor
 
-from diffprune.budget import TOLERANCE, Budget, Landing, steps
+from diffprune.budget import Budget
 from diffprune.gated import GatedModel
+from diffprune.landing import TOLERANCE, Landing, steps
 from surgery import SizeModel
 
 COLLAPSED = 0.05
@@ -38,12 +39,11 @@ def concerns(gated: GatedModel, budget: Budget, landing: Landing, start: Tensor,
                 f"the gates expect {expected:.1%} of the dense cost, but those that are open cost {hard:.1%}: many are "
                 "undecided, and the cut decides for them"
             )
-    groups = gated.size.graph.groups
-    kept = [int(part.sum()) for part in landing.flat.split([group.units for group in groups])]
+    kept = gated.size.keep(landing.flat)
     collapsed = [
         f"{group.name} ({left} of {group.units})"
-        for group, left in zip(groups, kept, strict=True)
-        if 0 < left < COLLAPSED * group.units
+        for group in gated.size.graph.groups
+        if 0 < (left := int(kept[group.name].sum())) < COLLAPSED * group.units
     ]
     if collapsed:
         found.append(

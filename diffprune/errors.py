@@ -62,3 +62,8 @@ class BadRun(DiffpruneError, ValueError):
 
 class NotVerified(DiffpruneError):
     """A file or a number of a run that does not hold."""
+
+
+def first_line(error: BaseException) -> str:
+    """What it says in one line, at least its name."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -14,7 +14,7 @@ from diffprune.gates import Gate, family
 from diffprune.products import places_of, products
 from diffprune.score import as_logits
 from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
-from surgery.cut import copied
+from surgery.rebuilding import copied
 
 
 class GatedModel(nn.Module):

@@ -9,10 +9,10 @@ import torch
 from rich.table import Table
 
 import surgery
-from diffprune.budget import Budget, least_share
-from diffprune.errors import BadData
+from diffprune.budget import Budget
+from diffprune.landing import least_share
 from diffprune.models import load_model
-from diffprune.preparation import alive, answer, first_line
+from diffprune.preparation import alive, answer
 from diffprune.report import count
 from diffprune.stopwatch import stopwatch
 from diffprune.tables import add_row, table
@@ -40,7 +40,9 @@ def inspection(
     budgets = (Budget(macs=1.0 if macs is None else macs), Budget(params=1.0 if params is None else params))
     faster = None if speedup is None else Budget(speedup=speedup)
     model = load_model(spec, weights=weights, num_classes=classes)
-    example = _example(model, spec, shape)
+    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    fix = "give the image's channels, height and width with --input"
+    answer(model, example, at=spec, effect="nothing was inspected", fix=fix)
     graph = surgery.trace(model, example)
     size = surgery.SizeModel(graph)
     head = f"{spec}: {count(size.dense.params)} parameters, {count(size.dense.macs)} MACs per image of {shape}"
@@ -63,20 +65,6 @@ def inspection(
     return lines
 
 
-def _example(model: torch.nn.Module, spec: str, shape: tuple[int, ...]) -> torch.Tensor:
-    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    try:
-        answer(model, images)
-    except Exception as error:
-        raise BadData(
-            f"the network does not take images of {shape}: {first_line(error)}",
-            at=spec,
-            effect="nothing was inspected",
-            fix="give the image's channels, height and width with --input",
-        ) from error
-    return images
-
-
 def _groups(size: surgery.SizeModel) -> Table:
     """Per group what share of MACs and parameters, and of the time where it is known, would go with it alone."""
     costs = {"MACs": Budget(macs=1.0), "parameters": Budget(params=1.0)}
@@ -84,8 +72,7 @@ def _groups(size: surgery.SizeModel) -> Table:
         costs["time"] = Budget(speedup=2.0)
     drawn = table("group", "kind", "units", *costs, right=range(2, 3 + len(costs)))
     for group in size.graph.groups:
-        rest = size.without(group)
-        gone = (f"{100 * (1 - float(budget.cost(size, rest))):.1f} %" for budget in costs.values())
+        gone = (f"{100 * budget.saved(size, group):.1f} %" for budget in costs.values())
         add_row(drawn, group.name, group.kind, count(group.units), *gone)
     return drawn
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 import export
 import surgery
-from diffprune.budget import Budget, require_reachable
+from diffprune.budget import Budget
 from diffprune.config import Config
 from diffprune.data import Data, load_data
-from diffprune.errors import BadConfig, BadData, DeviceMissing
+from diffprune.errors import BadConfig, BadData, DeviceMissing, first_line
 from diffprune.gated import attach
+from diffprune.landing import require_reachable
 from diffprune.models import load_model
 from diffprune.pruned import normalised
 from diffprune.stopwatch import stopwatch
@@ -46,7 +47,13 @@ def prepare(config: Config) -> Prepared:
         _require_known_pixels(data, config)
     model = load_model(config.model, weights=config.weights, num_classes=len(data.labels) or None).to(config.device)
     example = next(iter(data.val))[0][:2].to(config.device)
-    logits = _logits(model, example, config)
+    logits = answer(
+        model,
+        example,
+        at=f"{config.model} on {config.data}",
+        effect="nothing was started",
+        fix="set image_size, or give data with the channels and size that the network was built for",
+    )
     classes = len(data.labels)
     if classes == 1:
         raise BadData(
@@ -77,26 +84,14 @@ def _require_known_pixels(data: Data, config: Config) -> None:
         )
 
 
-def _logits(model: nn.Module, images: Tensor, config: Config) -> object:
+def answer(model: nn.Module, images: Tensor, *, at: str, effect: str, fix: str) -> object:
+    """What the network says in eval mode; it comes back in the mode it had. Raises BadData."""
     try:
-        return answer(model, images)
+        with torch.no_grad(), surgery.evaluating(model):
+            return model(images)
     except Exception as error:
-        raise BadData(
-            f"the network does not take images of {tuple(images.shape[1:])}: {first_line(error)}",
-            at=f"{config.model} on {config.data}",
-            effect="nothing was started",
-            fix="set image_size, or give data with the channels and size that the network was built for",
-        ) from error
-
-
-def answer(model: nn.Module, images: Tensor) -> object:
-    """What the network says in eval mode; it comes back in the mode it had."""
-    with torch.no_grad(), surgery.evaluating(model):
-        return model(images)
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+        fact = f"the network does not take images of {tuple(images.shape[1:])}: {first_line(error)}"
+        raise BadData(fact, at=at, effect=effect, fix=fix) from error
 
 
 def require_device(name: str) -> None:

@@ -13,7 +13,8 @@ import export
 import surgery
 from diffprune.config import Config
 from diffprune.errors import NotReproducible
-from diffprune.models import FILES, load_model
+from diffprune.models import load_model
+from diffprune.weights import named_weights
 from export.drafts import sha256_of
 
 SAVED = "pruned.safetensors"
@@ -85,8 +86,7 @@ def built(config: Config, origin: Origin) -> nn.Module:
     Named weights are loaded even if they are replaced then: some networks of torchvision compute something else with
     them.
     """
-    named = None if config.weights is None or Path(config.weights).suffix.lower() in FILES else config.weights
-    return load_model(config.model, weights=named, num_classes=origin.classes)
+    return load_model(config.model, weights=named_weights(config.weights), num_classes=origin.classes)
 
 
 def require_reproducible(

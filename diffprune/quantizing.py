@@ -40,7 +40,7 @@ def quantize_run(
     precision: str = "int8",
     target: str | None = None,
     data: str | None = None,
-    on_event: Event | None = None,
+    on_event: Event = lambda event: None,
 ) -> dict[str, Any]:
     """Everything `diffprune quantize` does: RUN/pruned-PRECISION.onnx and a .json beside it, whose content is returned.
 
@@ -60,7 +60,6 @@ def quantize_run(
     """
     _require_known(precision, target)
     config = _config(folder)
-    tell = on_event or (lambda event: None)
     loaded = load_data(
         data or config.data, image_size=config.image_size, batch=config.batch, seed=config.seed, augment=False
     )
@@ -73,16 +72,16 @@ def quantize_run(
         )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder, prefix=".quantize-") as drafts:
         draft = Path(drafts) / f"{name}.onnx"
-        tell({"phase": "calibrate"})
+        on_event({"phase": "calibrate"})
         images = list(_images(loaded.train))
         if precision == "int8":
             small = export.quantize(folder / "pruned.onnx", draft, images, target=target or "x86")
         else:
             small = export.to_fp16(folder / "pruned.onnx", draft, images)
         files = {"dense": folder / "dense.onnx", "pruned": folder / "pruned.onnx", precision: draft}
-        tell({"phase": "validate"})
+        on_event({"phase": "validate"})
         judged = _judged(files, precision, loaded.val, config.threads)
-        tell({"phase": "compare"})
+        on_event({"phase": "compare"})
         compared = {
             f"{one}_{other}": _compared(files[one], files[other], config)
             for one, other in (("dense", "pruned"), ("dense", precision), ("pruned", precision))

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diffprune.errors import BadData
-from diffprune.training import Batches, ending, forward, logits, out_of_range, unpack
+from diffprune.feeding import Batches, ending, logits, out_of_range, unpack
+from diffprune.training import forward
 from surgery import evaluating
 
 
@@ -75,34 +76,30 @@ def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
             if labels is None:
                 raise _bad(
                     "the validation batches have no labels",
-                    "no accuracy can be reported",
                     "give (inputs, labels) batches for validation; training may go without",
                 )
             output = logits(model(inputs))
             if labels.shape != output.shape[:1]:
                 raise _bad(
                     f"labels have shape {tuple(labels.shape)} for outputs of shape {tuple(output.shape)}",
-                    "no accuracy can be reported",
                     "give one class index per example, shape (N,), and a network that returns (N, classes)",
                 )
             if fact := out_of_range(labels, output.shape[1]):
                 raise _bad(
                     fact,
-                    "no accuracy can be reported",
                     "number the classes from 0, and give a network with an output for each",
                 )
             if not output.isfinite().all():
                 raise _bad(
                     "the network answers with values that are not finite",
-                    "no accuracy can be reported",
                     "look for values that are not finite in the data and in the weights",
                 )
             right += int((output.argmax(1) == labels).sum())
             count += len(labels)
     if not count:
-        raise _bad("the validation data is empty", "nothing was measured", "give at least one validation batch")
+        raise _bad("the validation data is empty", "give at least one validation batch")
     return right / count, count
 
 
-def _bad(fact: str, effect: str, fix: str) -> BadData:
-    return BadData(fact, at="measuring accuracy", effect=effect, fix=fix)
+def _bad(fact: str, fix: str) -> BadData:
+    return BadData(fact, at="measuring accuracy", effect="no accuracy can be reported", fix=fix)

@@ -92,6 +92,12 @@ def summary_table(report: Mapping[str, Any]) -> Table:
     return drawn
 
 
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know of the run and of its latencies, each once."""
+    latencies = (text for latency in report["latency"].values() for text in latency["warnings"])
+    return list(dict.fromkeys([*report["warnings"], *latencies]))
+
+
 def render(report: Mapping[str, Any]) -> str:
     """One self-contained page of HTML without scripts; every text in the report is escaped."""
     environment = Environment(
@@ -102,14 +108,13 @@ def render(report: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": count, "percent": percent, "tiny": tiny, "words": words}
-    warnings = [*report["warnings"], *(text for latency in report["latency"].values() for text in latency["warnings"])]
     sides = {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
     return environment.get_template("report.html").render(
         report=report,
         rows=rows(report),
         curve=curve(report["curve"]),
         frame={"width": WIDTH, "height": HEIGHT, **sides},
-        warnings=list(dict.fromkeys(warnings)),
+        warnings=warnings(report),
         shown=times if report["budget"]["kind"] == "speedup" else percent,
     )
 

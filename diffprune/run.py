@@ -12,6 +12,7 @@ from diffprune import __version__
 from diffprune.budget import Budget
 from diffprune.card import model_card
 from diffprune.config import Config, portable, to_toml
+from diffprune.feeding import endless
 from diffprune.manifest import write_manifest
 from diffprune.pipeline import Result, compress
 from diffprune.preparation import (
@@ -26,7 +27,7 @@ from diffprune.pruned import Origin
 from diffprune.report import render
 from diffprune.runfolder import RunFolder, create
 from diffprune.shipping import latency, measured, origin_of, save_dense, write_networks
-from diffprune.training import Event, Recipe, endless, fit_
+from diffprune.training import Event, Recipe, fit_
 from diffprune.verdict import missed, verdict
 
 
@@ -41,15 +42,14 @@ class Finished:
 class Diary:
     """Takes every event of a run to log.jsonl and to the listener; keeps the training curve and the warnings."""
 
-    def __init__(self, folder: RunFolder, listener: Event | None, classes: int) -> None:
+    def __init__(self, folder: RunFolder, listener: Event, classes: int) -> None:
         self.curve: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self._folder, self._listener, self._classes = folder, listener, classes
 
     def __call__(self, event: dict[str, Any]) -> None:
         self._folder.log(event)
-        if self._listener:
-            self._listener(event)
+        self._listener(event)
         if "loss" in event:
             self.curve.append({key: value for key, value in event.items() if key != "steps"})
         if event["phase"] == "dense" and (text := looks_untrained(event["accuracy"], self._classes)):
@@ -60,7 +60,7 @@ class Diary:
         self({"phase": "warning", "text": text})
 
 
-def run(config: Config, *, on_event: Event | None = None) -> Finished:
+def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
     """Everything `diffprune compress` does. `on_event` is told of each training step, finished stage and warning.
 
     The folder gets its name only when the run is finished. Raises the errors of diffprune, surgery and export.

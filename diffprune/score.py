@@ -72,10 +72,7 @@ def _share(energy: Tensor, weight: Tensor, slot: Slot) -> Tensor:
 
 def per_cost(scores: Tensor, budget: Budget, size: SizeModel) -> Tensor:
     """`scores`, shape (units,), over what the removal of a unit's group saves, per unit."""
-    savings = []
-    for group in size.graph.groups:
-        saved = 1 - float(budget.cost(size, size.without(group)))
-        savings.append(torch.full((group.units,), saved / group.units))
+    savings = [torch.full((group.units,), budget.saved(size, group) / group.units) for group in size.graph.groups]
     return scores / torch.cat(savings).double().clamp_min(1e-12)
 
 

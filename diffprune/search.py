@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from diffprune.budget import Budget, shift_for
+from diffprune.feeding import unpack
 from diffprune.gated import GatedModel
-from diffprune.training import Event, Recipe, answers, forward, require_finite, step_, unpack
+from diffprune.training import Event, Recipe, answers, forward, require_finite, step_
 
 GATE_LR = 0.005
 """Adam, constant. Larger ones follow the noise of single batches: 0.02 ended 0.3 points lower (docs/method.md)."""
@@ -26,7 +27,7 @@ def search_(
     steps: int,
     total: int,
     parent: nn.Module | None,
-    on_event: Event,
+    on_event: Event = lambda event: None,
 ) -> None:
     """Train weights and gates together for the first `steps` of a schedule of `total` steps.
 

@@ -13,7 +13,7 @@ from diffprune.gated import with_open
 from diffprune.gates import Gate, family
 from diffprune.products import places_of, products
 from diffprune.score import as_logits
-from surgery.cut import copied
+from surgery.rebuilding import copied
 
 
 class WeightCount:

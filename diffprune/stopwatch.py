@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 import export
 import surgery
-from diffprune.budget import Budget, Landing, land, least, least_share, unreachable
+from diffprune.budget import Budget
 from diffprune.errors import BadBudget
+from diffprune.landing import Landing, land, least, least_share, unreachable
 from diffprune.timed import TimedSize
 from diffprune.timing import timed_size
 from diffprune.training import Event

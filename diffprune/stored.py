@@ -6,8 +6,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from diffprune.manifest import read_manifest
-from diffprune.models import fill_
 from diffprune.pruned import built, reloaded
+from diffprune.weights import fill_
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 
 import diffprune
 import surgery
-from diffprune.budget import Budget, land
+from diffprune.budget import Budget
 from diffprune.data import load_data
+from diffprune.landing import land
 from diffprune.models import load_model
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.search import follow_

@@ -13,8 +13,8 @@ from onnxruntime.quantization import CalibrationDataReader
 from onnxruntime.quantization.calibrate import create_calibrator
 from torch import Tensor
 
+from export.distance import Array
 from export.errors import NotQuantizable
-from export.outputs import Array
 from export.sessions import open_session
 
 

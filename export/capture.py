@@ -7,11 +7,7 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import (
-    ClearMetadataAndDocStringPass,
-    DeduplicateInitializersPass,
-    RemoveUnusedNodesPass,
-)
+from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from export.dropping import drop_closed
@@ -78,17 +74,21 @@ def capture(
         ) from error
     model = program.model
     drop_closed(model)
-    for strip in (ClearMetadataAndDocStringPass(), RemoveUnusedNodesPass(), DeduplicateInitializersPass()):
-        strip(model)
+    tidy_(model)
     model.metadata_props.clear()
     model.doc_string = None
-    for graph in model.graphs():
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        for value in (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)):
-            value.metadata_props.clear()
-            value.doc_string = None
     return model
+
+
+def tidy_(model: ir.Model) -> None:
+    """Nothing but the computation: no unused nodes, no weight twice, nothing that tools wrote about the parts."""
+    RemoveUnusedNodesPass()(model)
+    DeduplicateInitializersPass()(model)
+    for graph in model.graphs():
+        values = (*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs))
+        for part in (graph, *graph, *values):
+            part.metadata_props.clear()
+            part.doc_string = None
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,9 +14,10 @@ import onnxruntime
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, TopologicalSortPass
 
 from export.calibration import Source, refused
+from export.distance import Array
 from export.drafts import hidden, sha256_of
 from export.errors import ParityFailed
-from export.outputs import Array, Fidelity, answers, fidelity
+from export.outputs import Fidelity, answers, fidelity
 from export.rules import check_portable
 from export.sessions import data_files, read_model
 

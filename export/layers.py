@@ -69,19 +69,23 @@ class TimedLayer:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one run."""
-        inside = 1 if self.kind.groups == 0 else self.widths[0] // self.kind.groups
-        if self.kind.op == "ConvTranspose":  # every value read is multiplied with all that it is spread to
-            outside = self.widths[1] // (self.kind.groups or self.widths[0])
-            return self.output[0] * math.prod((*self.kind.positions, *self.kind.kernel)) * self.widths[0] * outside
-        return math.prod(self.output) * inside * math.prod(self.kind.kernel)
+        """Multiply-adds of one run: each weight once at every place that is written (ConvTranspose: read)."""
+        places = self.output[2:] if self.kind.op == "Conv" else self.kind.positions
+        return self._batch * math.prod(places) * self._weights
 
     @property
     def bytes(self) -> int:
         """What one run must at least read and write, in float32: input, weight and output."""
-        batch = 1 if self.kind.op == "MatMul" else self.output[0]
-        read = batch * self.widths[0] * math.prod(self.kind.positions)
-        return 4 * (read + math.prod(_weight_shape(self.kind, self.widths)) + math.prod(self.output))
+        read = self._batch * self.widths[0] * math.prod(self.kind.positions)
+        return 4 * (read + self._weights + math.prod(self.output))
+
+    @property
+    def _batch(self) -> int:
+        return 1 if self.kind.op == "MatMul" else self.output[0]  # whose positions count the whole batch
+
+    @property
+    def _weights(self) -> int:
+        return math.prod(_weight_shape(self.kind, self.widths))
 
 
 def layers_of(

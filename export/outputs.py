@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from export.distance import Array, worst
 from export.errors import BadOnnx
-from export.parity import distance
 from export.sessions import open_session
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -75,10 +72,8 @@ def fidelity(found: Sequence[Array], reference: Sequence[Array]) -> Fidelity:
     shapes = [[output.shape for output in outputs] for outputs in (found, reference)]
     if shapes[0] != shapes[1]:
         raise _bad(f"the outputs are {shapes[0]} and {shapes[1]}", "the two files", "compare files of one network")
-    pairs = zip(found, reference, strict=True)
-    rows = [distance(a.astype(np.float64), b.astype(np.float64), tolerance=0) for a, b in pairs]
-    _, relative, agreement, sqnr = zip(*rows, strict=True)
-    return Fidelity(len(reference[0]), min(agreement), float(np.min(sqnr)), float(np.max(relative)))  # NaN comes first
+    _, relative, agreement, sqnr = worst(found, reference, tolerance=0)
+    return Fidelity(len(reference[0]), agreement, sqnr, relative)
 
 
 def _bad(fact: str, at: object, fix: str) -> BadOnnx:

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from export.distance import Array, worst
 from export.errors import BadOnnx, ParityFailed
 from export.preprocessing import LEVELS, Preprocessing
 from export.sessions import open_session
 from export.tensors import Examples, example_tuple, outputs_of, repeat_to, resting_copy
-
-Array = npt.NDArray[Any]
 
 # One, two (what the export was traced with) and an odd one: a batch size baked into the graph fails one of them.
 BATCHES = (1, 2, 5)
@@ -163,33 +161,7 @@ def _compare(found: list[Array], reference: list[Array], batch: int, tolerance: 
             f"the file returns shapes {shapes[0]}, the network {shapes[1]}", at=f"{path.name} at batch {batch}",
             effect="nothing was compared", fix="do not fix the batch size in forward()",
         )
-    pairs = zip(found, reference, strict=True)
-    columns = np.array([distance(a.astype(np.float64), b.astype(np.float64), tolerance) for a, b in pairs])
-    return BatchParity(
-        batch,
-        max_abs=float(columns[:, 0].max()),
-        relative=float(columns[:, 1].max()),
-        top1_agreement=float(columns[:, 2].min()),
-        sqnr_db=float(columns[:, 3].min()),
-    )
-
-
-def distance(found: Array, reference: Array, tolerance: float) -> tuple[float, float, float, float]:
-    """max |d|, max |d| / max |reference|, top-1 agreement over axis 1, SQNR in dB, of one output (batch, ...)."""
-    if reference.size == 0:
-        return 0.0, 0.0, 1.0, math.inf
-    difference = np.abs(found - reference)
-    scale = float(np.abs(reference).max())
-    largest = float(difference.max())
-    relative = largest / scale if scale > 0 else (0.0 if largest == 0 else math.inf)
-    agreement = 1.0
-    if reference.ndim >= 2:
-        chosen = np.take_along_axis(reference, found.argmax(axis=1, keepdims=True), axis=1)
-        agreement = float((reference.max(axis=1, keepdims=True) - chosen <= tolerance * scale).mean())
-    signal, noise = max(float((reference**2).sum()), 1e-300), float((difference**2).sum())
-    with np.errstate(divide="ignore"):  # infinite without noise, and below zero with infinite noise
-        sqnr = 10 * float(np.log10(np.divide(signal, noise)))
-    return largest, relative, agreement, sqnr
+    return BatchParity(batch, *worst(found, reference, tolerance))
 
 
 def _refuse_not_finite(reference: list[Array], path: Path) -> None:
@@ -220,15 +192,15 @@ def _refuse_constant(
         samples = _samples(wanted)
         if not samples.size:
             continue
-        distance = np.abs(_samples(found) - samples).max()
+        apart = np.abs(_samples(found) - samples).max()
         spread = np.ptp(samples, axis=0).max() if any(drawn) else 0.0
         if not (spread or all(drawn)):
             spread = np.ptp(samples)
         rounding = np.finfo(wanted[0].dtype).eps * np.abs(samples).max()
-        if not spread > max(FOLLOWS * distance, rounding):
+        if not spread > max(FOLLOWS * apart, rounding):
             raise ParityFailed(
                 f"the network's output is constant, or nearly so: with the input it varies by {spread:.3g}, "
-                f"its largest value is {np.abs(samples).max():.3g}, file and network are {distance:.3g} apart",
+                f"its largest value is {np.abs(samples).max():.3g}, file and network are {apart:.3g} apart",
                 at=f"{path.name}, output {position}, random inputs",
                 effect="the comparison proves nothing: a file with a constant output would pass",
                 fix="train the network or load weights; some classification heads are initialised with zeros",

@@ -41,15 +41,13 @@ class NodeTime:
     layer: str | None
 
 
-def profile(
-    path: str | Path, *, threads: int = 1, batch: int = 1, runs: int = RUNS, seed: int = 0
-) -> tuple[NodeTime, ...]:
+def profile(path: str | Path, *, threads: int = 1, batch: int = 1, runs: int = RUNS) -> tuple[NodeTime, ...]:
     """The nodes of a file in the order they run, each with its time on random inputs.
 
     The fastest of `runs` runs: other work on the machine only adds. Profiling itself takes some percent and the clock
     counts whole microseconds, so this is good for shares, not for claims. Raises what `measure` raises.
     """
-    events = _events(Path(path), threads, batch, runs + WARM_UP, seed)
+    events = _events(Path(path), threads, batch, runs + WARM_UP)
     per_run = len(events) // (runs + WARM_UP)
     times = np.array([e["dur"] for e in events], dtype=float).reshape(-1, per_run)[WARM_UP:].min(axis=0) / 1000
     layers = _Layers(Path(path))
@@ -62,11 +60,11 @@ def profile(
     return tuple(found)
 
 
-def _events(path: Path, threads: int, batch: int, runs: int, seed: int) -> list[dict[str, Any]]:
+def _events(path: Path, threads: int, batch: int, runs: int) -> list[dict[str, Any]]:
     """One event per node and run, in order."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, threads=threads, profile_to=Path(folder))
-        feed = random_feed(input_specs(session, batch=batch, path=path), seed=seed)
+        feed = random_feed(input_specs(session, batch=batch, path=path), seed=0)
         for _ in range(runs):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -1,5 +1,6 @@
 """Smaller numbers: a float32 ONNX file as one of int8 or float16, made by onnxruntime's own tools and checked."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from export.calibration import Reader, fitting, largest, read_source, refused, silent
+from export.distance import Array
 from export.drafts import hidden, require_writable
 from export.finishing import Quantized, finished
-from export.outputs import Array
 from export.recipes import RECIPES, WEIGHTED, resolved
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -92,15 +93,13 @@ def to_fp16(path: str | Path, output: str | Path, examples: Iterable[Array | Ten
 
 def _without_types(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that says nothing of the values inside: the converter calls all of them float16, also those it keeps."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.value_info[:]
-    return copy
+    bare = copy.deepcopy(model)
+    del bare.graph.value_info[:]
+    return bare
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that onnxruntime takes for one its preparation went over: `to_onnx` has folded all there is to fold."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
-    return copy
+    prepared = copy.deepcopy(model)
+    prepared.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    return prepared

@@ -40,11 +40,6 @@ class Rounds:
     def count(self) -> int:
         return int(self.milliseconds.shape[1])
 
-    @property
-    def short(self) -> bool:
-        """Fewer rounds than usual, because a run takes so long."""
-        return self.count < MIN_ROUNDS
-
 
 def run_rounds(
     candidates: Sequence[Run],

@@ -20,6 +20,8 @@ SAMPLE_FLOORS = {0.9: 64, 0.95: 130, 0.97: 219, 0.99: 662}
 NOISY = 1.2
 # Resampled values held at once: bounds the memory of a bootstrap over many samples to some ten megabytes.
 CHUNK = 1_000_000
+# Of a series of samples, to see whether its level drifts.
+PARTS = 10
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Interval:
         return self.low <= number <= self.high
 
 
-def median_interval(samples: Samples, *, seed: int, resamples: int = RESAMPLES) -> Interval:
+def median_interval(samples: Samples, *, seed: int) -> Interval:
     """The median of samples (n,) and its 95 % moving-block bootstrap interval."""
-    return _bootstrap((samples,), lambda medians: medians[0], seed, resamples)
+    return _bootstrap((samples,), lambda medians: medians[0], seed, RESAMPLES)
 
 
 def ratio_interval(numerator: Samples, denominator: Samples, *, seed: int, resamples: int = RESAMPLES) -> Interval:
@@ -69,12 +71,12 @@ def quantile(samples: Samples, share: float) -> float | None:
     return float(np.quantile(samples, share)) if len(samples) >= SAMPLE_FLOORS[share] else None
 
 
-def unsteadiness(samples: Samples, *, parts: int = 10) -> float:
-    """Standard deviation over mean of the medians of `parts` consecutive parts: how much the level drifts.
+def unsteadiness(samples: Samples) -> float:
+    """Standard deviation over mean of the medians of PARTS consecutive parts: how much the level drifts.
 
     Of medians, since single runs on a shared machine have outliers that no reported number depends on.
     """
-    medians = np.array([np.median(part) for part in np.array_split(np.asarray(samples, float), parts) if len(part)])
+    medians = np.array([np.median(part) for part in np.array_split(np.asarray(samples, float), PARTS) if len(part)])
     return float(medians.std() / medians.mean())
 
 

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 import onnxscript.optimizer
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass, RemoveUnusedNodesPass
 from torch import nn
 
-from export.capture import quiet
+from export.capture import quiet, tidy_
 from export.drafts import OnnxFile, require_writable, write_checked
 from export.errors import BadOnnx, NotExportable
 from export.parity import TOLERANCE
@@ -50,10 +49,8 @@ def static_twin(
     graph = _read(Path(path))
     _fix_batch_(graph, batch, Path(path))
     graph.metadata_props["parity"] = parity_passed(tolerance, (batch,))
-    names = tuple([str(value.name) for value in side] for side in (graph.graph.inputs, graph.graph.outputs))
-    return write_checked(
-        graph, target, resting, examples, names=(names[0], names[1]), batch=batch, tolerance=tolerance
-    )
+    names = [str(value.name) for value in graph.graph.inputs], [str(value.name) for value in graph.graph.outputs]
+    return write_checked(graph, target, resting, examples, names=names, batch=batch, tolerance=tolerance)
 
 
 def _read(path: Path) -> ir.Model:
@@ -79,8 +76,7 @@ def _fix_batch_(model: ir.Model, batch: int, path: Path) -> None:
             value.shape = None  # the optimiser finds them anew, and believes those that are there
     with quiet():
         onnxscript.optimizer.optimize(model)
-        for tidy in (ClearMetadataAndDocStringPass(), RemoveUnusedNodesPass(), DeduplicateInitializersPass()):
-            tidy(model)
+        tidy_(model)
     for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs if value.name)):
         if value.shape is None or not all(isinstance(size, int) for size in value.shape):
             raise NotExportable(

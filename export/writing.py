@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 from torch import Tensor, nn
 
 from export.capture import capture
@@ -13,6 +14,8 @@ from export.parity import BATCHES, TOLERANCE
 from export.preprocessing import Preprocessing
 from export.provenance import provenance
 from export.tensors import Examples, example_tuple, outputs_of, repeat_to, resting_copy
+
+Names = tuple[str, ...]
 
 
 def to_onnx(
@@ -52,24 +55,14 @@ def to_onnx(
     """
     examples = example_tuple(example_inputs)
     target = require_writable(path)
-    ir_version = _ir_version(opset)
     resting = resting_copy(model)
     if preprocessing is not None:
         resting, examples = preprocessing.before(resting, examples)
-    # At least two: with a batch of one, tracing could take "one" for a property of the network.
-    traced = tuple(repeat_to(example, max(2, example.shape[0])) for example in examples)
-    outputs = outputs_of(resting, traced)
-    ins = _names("input", input_names, len(examples), "input")
-    outs = _names("output", output_names, len(outputs), "logits")
-    _check_distinct(ins, outs)
-    _check_labels(labels, outputs)
     baked = {} if preprocessing is None else preprocessing.metadata()
     properties = provenance(metadata, labels, tolerance=tolerance, batches=BATCHES, baked=baked)
-
-    graph = capture(resting, traced, opset=opset, input_names=ins, output_names=outs)
+    graph, names = _graph(resting, examples, opset, input_names, output_names, labels)
     graph.metadata_props.update(properties)
-    graph.ir_version = ir_version
-    return write_checked(graph, target, resting, examples, names=(ins, outs), tolerance=tolerance)
+    return write_checked(graph, target, resting, examples, names=names, tolerance=tolerance)
 
 
 def for_timing(model: nn.Module, example_inputs: Examples, path: str | Path) -> Path:
@@ -78,14 +71,32 @@ def for_timing(model: nn.Module, example_inputs: Examples, path: str | Path) -> 
     Networks on the way, cut and not yet trained again, may answer with constants, and no comparison would prove
     anything. Raises NotExportable.
     """
-    resting, target = resting_copy(model), require_writable(path)
-    traced = tuple(repeat_to(example, max(2, example.shape[0])) for example in example_tuple(example_inputs))
-    ins = _names("input", None, len(traced), "input")
-    outs = _names("output", None, len(outputs_of(resting, traced)), "logits")
-    graph = capture(resting, traced, opset=18, input_names=ins, output_names=outs)
-    graph.ir_version = _ir_version(18)
+    target = require_writable(path)
+    graph, _ = _graph(resting_copy(model), example_tuple(example_inputs))
     save(graph, target)
     return target
+
+
+def _graph(
+    resting: nn.Module,
+    examples: tuple[Tensor, ...],
+    opset: int = 18,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+) -> tuple[ir.Model, tuple[Names, Names]]:
+    """The network as a graph, and the names of its inputs and outputs."""
+    ir_version = _ir_version(opset)
+    # At least two: with a batch of one, tracing could take "one" for a property of the network.
+    traced = tuple(repeat_to(example, max(2, example.shape[0])) for example in examples)
+    outputs = outputs_of(resting, traced)
+    ins = _names("input", input_names, len(examples), "input")
+    outs = _names("output", output_names, len(outputs), "logits")
+    _check_distinct(ins, outs)
+    _check_labels(labels, outputs)
+    graph = capture(resting, traced, opset=opset, input_names=ins, output_names=outs)
+    graph.ir_version = ir_version
+    return graph, (ins, outs)
 
 
 def _ir_version(opset: int) -> int:
@@ -98,7 +109,7 @@ def _ir_version(opset: int) -> int:
     return int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
 
 
-def _names(kind: str, given: Sequence[str] | None, count: int, single: str) -> tuple[str, ...]:
+def _names(kind: str, given: Sequence[str] | None, count: int, single: str) -> Names:
     if given is None:
         return (single,) if count == 1 else tuple(f"{kind}_{index}" for index in range(count))
     if isinstance(given, str) or len(given) != count:
@@ -109,7 +120,7 @@ def _names(kind: str, given: Sequence[str] | None, count: int, single: str) -> t
     return tuple(given)
 
 
-def _check_distinct(ins: tuple[str, ...], outs: tuple[str, ...]) -> None:
+def _check_distinct(ins: Names, outs: Names) -> None:
     names = (*ins, *outs)
     if len(set(names)) != len(names) or "" in names:
         raise NotExportable(

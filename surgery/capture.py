@@ -10,6 +10,7 @@ import os
 import sys
 import sysconfig
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from types import FrameType, SimpleNamespace
@@ -41,11 +42,9 @@ def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, A
     return tuple(example_inputs), {}
 
 
-@contextlib.contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
+def evaluating(*models: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Eval mode inside; every submodule's own mode afterwards."""
-    with _mode(False, *models):
-        yield
+    return _mode(False, *models)
 
 
 @contextlib.contextmanager
@@ -229,35 +228,30 @@ def _module_stack(model: nn.Module, listener: Listener) -> Iterator[None]:
                 listener.left(output)
             listener.stack.pop()
 
-    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
-    try:
-        yield
-    finally:
-        listener.stack.clear()
-        for hook in hooks:
-            hook.remove()
+    with register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True):
+        try:
+            yield
+        finally:
+            listener.stack.clear()
 
 
 def source_line() -> str:
     """The line of the network's code that is running."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if not _foreign(code.co_filename):
-            return f"{code.co_qualname}, line {frame.f_lineno} of {os.path.basename(code.co_filename)}"
-        frame = frame.f_back
-    return "the forward of the model"
+    return _place(traceback.walk_stack(sys._getframe(1)))
 
 
 def _source_line(error: Exception) -> str:
-    """The innermost line of the traceback that is neither torch's nor the standard library's nor ours."""
-    place, trace = "the forward of the model", error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
+    """The innermost line of the traceback that is the network's."""
+    return _place(reversed([*traceback.walk_tb(error.__traceback__)]))
+
+
+def _place(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """The first line that is neither torch's nor the standard library's nor ours."""
+    for frame, line in frames:
+        code = frame.f_code
         if not _foreign(code.co_filename):
-            place = f"{code.co_qualname}, line {trace.tb_lineno} of {os.path.basename(code.co_filename)}"
-        trace = trace.tb_next
-    return place
+            return f"{code.co_qualname}, line {line} of {os.path.basename(code.co_filename)}"
+    return "the forward of the model"
 
 
 @functools.cache

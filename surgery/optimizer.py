@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surgery.cut import RECEIPT, Receipt, sliced
+from surgery.cut import RECEIPT, Receipt
 from surgery.errors import NotCarried
+from surgery.rebuilding import sliced
 
 
 def carry_optimizer_(optimizer: Optimizer, model: nn.Module, small: nn.Module) -> None:

@@ -1,8 +1,7 @@
 """The proof of a graph: units are really cut out, and what is left must read the same names and compute the same."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -10,13 +9,14 @@ from torch import Tensor, nn
 
 from surgery.capture import ExampleInputs, evaluating, tensors_in
 from surgery.check import check_equal, compare, run
-from surgery.cut import copied, cut_to, mask_
+from surgery.cut import cut_to, mask_
 from surgery.errors import BadKeep, NotEqual, SurgeryError
 from surgery.graph import ChannelGraph
 from surgery.names import NEUTRAL, dense, distinct, relabelled
 from surgery.observe import observe
 from surgery.observed import Doubt, Observed
 from surgery.probing import equal, lopsided, random, without_first
+from surgery.rebuilding import copied
 from surgery.twins import twinned
 from surgery.units import AxisKey
 
@@ -64,16 +64,17 @@ class Proof:
         units = {name: graph.by_name[name].units for name in names}
         if not units:
             return None
+        return next(filter(None, self._failures(graph, units, meetings)), None)
+
+    def _failures(
+        self, graph: ChannelGraph, units: Mapping[str, int], meetings: Iterable[Iterable[str]]
+    ) -> Iterator[Failure | None]:
         for keep in lopsided(units, meetings) if meetings else ():
-            failure = self._misshapen(_trial(graph, keep))
-            if failure:
-                return failure
+            yield self._misshapen(_trial(graph, keep))
         if meetings:  # what is written into a slice shows in the values only
             prove = self._miscomputed if self.seen.mutated else self._misshapen
-            failure = prove(_trial(graph, without_first(units)))
-            if failure:
-                return failure
-        return self._miscomputed(_trial(graph, random(units)))
+            yield prove(_trial(graph, without_first(units)))
+        yield self._miscomputed(_trial(graph, random(units)))
 
     def equals(self, graph: ChannelGraph) -> list[str]:
         """Groups that may not become equally wide together, as few as show it. A forward can ask that in Python."""
@@ -92,9 +93,7 @@ class Proof:
 
     def _misshapen(self, trial: _Trial) -> Failure | None:
         """`_misread` of a cut network whose weights hold no values, if none are needed."""
-        return self._misread(
-            trial, cut_to(self.model, trial.graph, trial.alive, hollow=not self.seen.computed)
-        )
+        return self._misread(trial, cut_to(self.model, trial.graph, trial.alive, hollow=not self.seen.computed))
 
     def _misread(self, trial: _Trial, small: nn.Module) -> Failure | None:
         """Does the cut network run, read the names that the dense one did, and compute with the same constants?"""
@@ -162,7 +161,7 @@ class Proof:
         lives = living[self.label]
         for line in old.keys() & new.keys():
             same_number = len(old[line]) == len(new[line])  # another one: a width of one channel raises no doubt
-            if same_number and not all(map(_follow, old[line], new[line], repeat(lives))):
+            if same_number and not all(_follow(a, b, lives) for a, b in zip(old[line], new[line], strict=True)):
                 return Failure("it is another one after a cut", of_values=True, line=line)
         return None
 

@@ -20,10 +20,11 @@ from torch_pruning.ops import OPTYPE
 
 from surgery.capture import ExampleInputs, as_call, evaluating, own_random_state
 from surgery.check import check_equal
-from surgery.cut import copied, cut, mask, states
+from surgery.cut import cut, mask
 from surgery.errors import FinderFailed
 from surgery.graph import ChannelGraph
 from surgery.observed import Axis, Observed
+from surgery.rebuilding import copied, states
 from surgery.units import AxisKey, build, layer_name, resolve
 
 SECONDS_LIMIT = 60.0

@@ -68,12 +68,13 @@ class SizeModel:
 
     def params(self, open_: Tensor) -> Tensor:
         """Parameters for `open_`, shape (units,), values in [0, 1]. float64 scalar."""
-        return (self._elements.to(open_.device) * self._products(open_)[0]).sum()
+        products, _ = self._products(open_)
+        return (self._elements * products).sum()
 
     def macs(self, open_: Tensor) -> Tensor:
         """Multiply-adds per example for `open_`, shape (units,), values in [0, 1]. float64 scalar."""
         products, lengths = self._products(open_)
-        return (self._macs.to(open_.device) * products * lengths[self._over]).sum()
+        return (self._macs * products * lengths[self._over]).sum()
 
     def lengths(self, open_: Tensor) -> Tensor:
         """The expected width of every axis in `axes`, float64, for `open_`, shape (units,); a 1 comes last."""

@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from surgery.cut import RECEIPT, Receipt, rebuilt, states
+from surgery.cut import RECEIPT, Receipt
 from surgery.errors import BadFile
 from surgery.graph import SOURCE
+from surgery.rebuilding import rebuilt, states
 
 FORMAT = "diffprune-surgery-2"
 

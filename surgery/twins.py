@@ -16,12 +16,6 @@ from torchvision.models.shufflenetv2 import InvertedResidual
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T + bias) v for q, k, v of shape (..., heads, tokens, head channels) and q already scaled."""
-    scores = q @ k.transpose(-2, -1)
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
-
-
 def heads(x: Tensor, count: int, channels: int) -> Tensor:
     """(..., tokens, heads * channels) -> (..., heads, tokens, channels)."""
     return x.unflatten(-1, (count, channels)).transpose(-3, -2)
@@ -175,7 +169,8 @@ class PlainRelativeAttention(RelativePositionalMultiHeadAttention):
     def forward(self, x: Tensor) -> Tensor:
         """(n, windows, tokens, channels) -> the same shape, or as many channels as `merge` writes."""
         q, k, v = (heads(t, self.n_heads, self.head_dim) for t in self.to_qkv(x).chunk(3, -1))
-        return self.merge(joined(attend(q, k * self.scale_factor, v, self.get_relative_positional_bias())))
+        scores = q @ (k * self.scale_factor).transpose(-2, -1) + self.get_relative_positional_bias()
+        return self.merge(joined(scores.softmax(-1) @ v))
 
 
 class PlainShuffleBlock(InvertedResidual):

@@ -14,7 +14,8 @@ from benchmarks.cells import run_cells
 from benchmarks.cifar_resnet import CifarResNet, trained_resnet18
 from benchmarks.peers import PEERS, macs, pruned, sparsify_
 from diffprune.data import Batches, Data
-from diffprune.training import Recipe, endless
+from diffprune.feeding import endless
+from diffprune.training import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -75,10 +75,10 @@ def test_a_trial_is_a_row_of_the_table(ratio: int, load: bool, monkeypatch: pyte
 
 
 def test_the_table_counts_what_is_held_and_how_far_off_it_is() -> None:
-    trials = [(1.0, 0.98, 1.01), (1.02, 1.01, 1.03)]
+    trials = [(1.0, 0.98, 1.01), (1.04, 1.01, 1.05)]
     kind = {"ratio": 1, "load": False, "verdict": "v"}
     rows = [{**kind, "speedup": value, "low": low, "high": high} for value, low, high in trials]
-    assert "| 1 | quiet | 1 / 2 | 1.0% | 2.0% |" in measuring.table(rows)
+    assert "| 1 | quiet | 1 / 2 | 1 / 2 | 2.0% | 4.0% |" in measuring.table(rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -111,6 +111,11 @@ def test_a_gpu_cell_holds_a_comparison_or_the_reason_for_none(monkeypatch: pytes
     first, second = gpu.table([found, failed]).splitlines()[2:]
     assert first.startswith("| tiny | 2 | fp32 | eager | ")
     assert second == "| tiny | 2 | fp32 | cuda-graph | runtime 'cuda-graph' asked on cpu |  |  |  |"
+
+
+def test_committed_results_of_the_measuring_give_their_table() -> None:
+    _, results = stored(measuring.RESULTS)
+    assert measuring.table(results) in (Path(__file__).parents[1] / "docs" / "latency.md").read_text()
 
 
 def test_committed_results_of_the_gpu_give_their_table() -> None:

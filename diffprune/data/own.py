@@ -9,8 +9,8 @@ from torch import Tensor
 
 from diffprune.data.batches import MOST_CLASSES, Batches, Data, bad_data
 from diffprune.errors import BadData
-from diffprune.models import called, imported
-from diffprune.training import ending
+from diffprune.feeding import ending
+from diffprune.importing import called, imported
 
 
 def from_user(spec: str, image_size: int | None) -> Data:

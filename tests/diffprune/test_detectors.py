@@ -7,8 +7,8 @@ from torchvision.models import resnet18
 
 import surgery
 from diffprune import Budget, GatedModel, MeanCentred, attach, compress
-from diffprune.budget import Landing, land
 from diffprune.detectors import concerns, lost
+from diffprune.landing import Landing, land
 from diffprune.search import follow_
 
 BUDGET = Budget(macs=0.5)

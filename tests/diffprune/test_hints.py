@@ -8,8 +8,9 @@ from test_gated import traced
 from torch import Tensor, nn
 
 import surgery
+from diffprune.feeding import endless
 from diffprune.hints import hinted, hinting
-from diffprune.training import Recipe, endless, fit_
+from diffprune.training import Recipe, fit_
 
 
 def cut_of(name: str, closed: int) -> tuple[nn.Module, nn.Module, dict[tuple[str, int], Tensor], list[str], Tensor]:

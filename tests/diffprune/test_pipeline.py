@@ -14,13 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import surgery
 from diffprune import Budget, HardConcrete, Recipe, Result, compress
-from diffprune.budget import land
 from diffprune.compensate import compensate_
 from diffprune.errors import BadBudget, BadData, BudgetUnreachable, NothingToCut, TrainingDiverged
+from diffprune.feeding import endless
 from diffprune.gains import gains
+from diffprune.landing import land
 from diffprune.pipeline import SCORED
 from diffprune.score import per_cost
-from diffprune.training import endless, fit_
+from diffprune.training import fit_
 
 Batches = list[tuple[Tensor, Tensor]]
 

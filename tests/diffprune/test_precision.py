@@ -7,8 +7,9 @@ from test_gated import traced
 from torch import Tensor
 
 from diffprune import Budget, GatedModel, MeanCentred, Recipe, attach
+from diffprune.feeding import endless
 from diffprune.search import follow_, search_
-from diffprune.training import endless, fit_
+from diffprune.training import fit_
 
 DTYPES = (torch.bfloat16, torch.float16)
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 import surgery
 from diffprune.budget import Budget
 from diffprune.errors import TrainingDiverged
+from diffprune.feeding import endless
 from diffprune.gated import GatedModel, attach
 from diffprune.gates import MeanCentred
 from diffprune.search import RAMP, follow_, search_
-from diffprune.training import Recipe, endless
+from diffprune.training import Recipe
 
 
 class Useful(nn.Sequential):

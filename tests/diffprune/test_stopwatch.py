@@ -9,8 +9,8 @@ from test_timed import timed
 from torch import Tensor, nn
 
 from diffprune import Budget, compress, stopwatch
-from diffprune.budget import land, least, least_share
 from diffprune.errors import BadBudget, BudgetUnreachable
+from diffprune.landing import land, least, least_share
 from diffprune.stopwatch import EXCESS, Stopwatch
 
 

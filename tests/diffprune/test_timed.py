@@ -14,8 +14,9 @@ from zoo import randomised
 import export
 import surgery
 from diffprune import timing
-from diffprune.budget import Budget, land, least
+from diffprune.budget import Budget
 from diffprune.errors import BadBudget
+from diffprune.landing import land, least
 from diffprune.timed import Grid, TimedSize, _surface
 from export import LayerKind, Widths
 

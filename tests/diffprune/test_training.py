@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from diffprune import Budget, compress
 from diffprune.data.own import from_user
 from diffprune.errors import BadData, TrainingDiverged
-from diffprune.training import Recipe, endless, fit_, step_, unpack
+from diffprune.feeding import endless, unpack
+from diffprune.training import Recipe, fit_, step_
 
 CPU = torch.device("cpu")
 
@@ -252,7 +253,7 @@ class Endless:
 
 
 def test_data_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffprune.training.MOST_BATCHES", 50)
+    monkeypatch.setattr("diffprune.feeding.MOST_BATCHES", 50)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     few = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))] * 3
     for train, val in ((Endless(), few), (few, Endless())):

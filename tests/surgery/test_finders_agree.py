@@ -14,8 +14,8 @@ from surgery import second_finder
 from surgery.graph import ChannelGraph
 
 NETWORKS = (
-    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet", "vgg11_bn",
-    "googlenet", "regnet_y_400mf", "squeezenet1_1", "resnext50_32x4d",
+    "resnet50", "mobilenet_v3_small", "densenet", "vgg11_bn", "googlenet", "regnet_y_400mf", "squeezenet1_1",
+    "resnext50_32x4d",
 )
 SAME = (
     "plain", "residual", "concat_then_add", "dense_concat", "self_concat", "flatten_to_linear", "stack_mean", "grouped",

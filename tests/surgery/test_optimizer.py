@@ -190,7 +190,7 @@ def test_an_optimizer_that_made_no_step_is_carried() -> None:
     ((4, 5, 2, 3, 2), torch.channels_last_3d),
 ])
 def test_layout_and_dtype_of_the_state_stay(shape: tuple[int, ...], layout: torch.memory_format) -> None:
-    from surgery.cut import sliced
+    from surgery.rebuilding import sliced
 
     state = torch.randn(shape).bfloat16().contiguous(memory_format=layout)
     out = sliced(state, {0: torch.tensor([0, 3]), 1: torch.tensor([1, 2, 4])})
