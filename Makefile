@@ -2,14 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test style types units clean
 
 demo: .venv/ready
 	$(BIN)/diffprune demo
 
 test: .venv/ready
+	$(MAKE) --no-print-directory --jobs 2 style types units
+
+style:
 	$(BIN)/ruff check .
+
+types:
 	$(BIN)/mypy
+
+units:
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .venv/ready: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Gated weights that exist only while an operator reads them."""
+"""Gated weights, of which large ones exist only while an operator reads them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,6 +1,7 @@
 """A budget of speed-up is met on the machine: the network that would be cut is exported, measured, and corrected."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,8 +100,7 @@ class Stopwatch:
             )
             if budget.asked <= measured.speedup <= (1 + EXCESS) * budget.asked:
                 break
-            share = landing.reached * measured.speedup / ((1 + AIM) * budget.asked)
-            expected = self.predictable(Budget(speedup=max(1 / share, 1 / LARGEST)), round_to, gate_of)
+            expected = self.predictable(Budget(speedup=max(_next(budget, found), 1 / LARGEST)), round_to, gate_of)
         enough = [pair for pair in found if pair[1].speedup >= budget.asked]
         if enough:
             return min(enough, key=lambda pair: pair[1].speedup)
@@ -117,6 +117,22 @@ class Stopwatch:
             f"this machine is too noisy to meet a speed-up: {measured.speedup:.2f}x was measured, with an interval of "
             f"{measured.low:.2f} to {measured.high:.2f}; stop other work, and compress again"
         ]
+
+
+def _next(budget: Budget, found: Sequence[tuple[Landing, Comparison]]) -> float:
+    """The speed-up that the table is asked for next, after all that was `found`.
+
+    The last one corrected by its error, or, once a try was too slow and one too fast, what lies between these two.
+    """
+    aim = (1 + AIM) * budget.asked
+    tries = [(1 / landing.reached, measured.speedup) for landing, measured in found]
+    slow = max((pair for pair in tries if pair[1] < budget.asked), default=None)
+    fast = min((pair for pair in tries if pair[1] >= budget.asked), default=None)
+    if slow and fast and slow[0] < fast[0]:
+        part = math.log(aim / slow[1]) / math.log(fast[1] / slow[1])
+        return float(slow[0] * (fast[0] / slow[0]) ** part)
+    expected, speedup = tries[-1]
+    return expected * aim / speedup
 
 
 def stopwatch(

@@ -42,6 +42,24 @@ def test_what_the_table_gets_wrong_is_corrected(watch: Biased, asked: float, pow
     assert [event["phase"] for event in told] == ["correct"] * len(told)
 
 
+class Steep(Biased):
+    """A machine on which a little less gains much more than the table says: the last error corrects too far."""
+
+    def measure(self, flat: Tensor) -> Any:
+        speedup = 2.03 * (super().measure(flat).speedup / 2.03) ** 2.5
+        return SimpleNamespace(speedup=speedup, low=0.99 * speedup, high=1.01 * speedup)
+
+
+def test_between_a_try_too_slow_and_one_too_fast_lies_the_next(watch: Biased) -> None:
+    steep = Steep(watch.parent, watch.graph, watch.example, watch.folder, watch.size, 1)
+    object.__setattr__(steep, "power", 1.0)
+    for seed in range(5):
+        scores, tries = torch.randn(watch.size.units, generator=torch.Generator().manual_seed(seed)), []
+        _, measured = steep.land(Budget(speedup=2.0), scores, 1, None, tries.append)
+        assert 2.0 <= measured.speedup <= (1 + EXCESS) * 2.0
+        assert len(tries) > 1
+
+
 def test_a_speed_up_out_of_reach_is_refused_with_the_largest_that_was_measured(watch: Biased) -> None:
     largest = watch.measure(least(watch.size)).speedup
     with pytest.raises(BudgetUnreachable, match=f"of 1e.03 is asked; the largest reachable is {largest:.3g}"):

@@ -24,9 +24,8 @@ DETECTORS: dict[str, Callable[[], nn.Module]] = {
         pyramid(), box_head=TwoMLPHead(256 * 49, 64), box_predictor=FastRCNNPredictor(64, 5), **SMALL
     ),
     "retinanet": lambda: detection.RetinaNet(pyramid(), 5, **SMALL),
-    "ssdlite": lambda: detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None),
 }
-FREE = {"faster r-cnn": 15, "retinanet": 21, "ssdlite": 31}
+FREE = {"faster r-cnn": 15, "retinanet": 21}
 """How many groups each has at least."""
 
 

@@ -15,7 +15,6 @@ from surgery.graph import ChannelGraph
 
 NETWORKS = (
     "resnet50", "mobilenet_v3_small", "densenet", "vgg11_bn", "googlenet", "regnet_y_400mf", "squeezenet1_1",
-    "resnext50_32x4d",
 )
 SAME = (
     "plain", "residual", "concat_then_add", "dense_concat", "self_concat", "flatten_to_linear", "stack_mean", "grouped",
