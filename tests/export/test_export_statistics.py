@@ -30,10 +30,10 @@ def test_a_known_ratio_of_two_is_found():
 
 
 def test_identical_pairs_are_covered_as_often_as_promised():
-    """A 95 % interval must hold the truth in about 95 % of the trials; 100 of them leave room for 4 standard errors."""
+    """A 95 % interval must hold the truth in 95 of 100 trials; these, of medians in blocks, do in more."""
     trials = [pair(np.random.default_rng(seed), 150, 1.0) for seed in range(100)]
     held = [ratio_interval(*trial, seed=seed, resamples=400).contains(1) for seed, trial in enumerate(trials)]
-    assert sum(held) >= 85
+    assert sum(held) >= 95
 
 
 def test_pairs_cancel_the_load_that_they_share():
