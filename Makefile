@@ -7,8 +7,10 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/diffprune demo
 
-test: .venv/ready
+test:
 	$(MAKE) --no-print-directory --jobs 2 style types units
+
+style types units: .venv/ready
 
 style:
 	$(BIN)/ruff check .

@@ -72,9 +72,7 @@ def trained_resnet18(data: Data, device: str, epochs: int = EPOCHS) -> nn.Module
     if not file.is_file():
         recipe = Recipe(lr=0.1, distill=0.0, precision="bfloat16" if device == "cuda" else "float32")
         model, total = model.to(device, memory_format=torch.channels_last), epochs * len(data.train)
-        fit_(
-            model, endless(data.train), recipe, steps=range(total), total=total, phase="parent",
-        )
+        fit_(model, endless(data.train), recipe, steps=range(total), total=total, phase="parent")
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(".draft")
         save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, draft)
