@@ -4,9 +4,8 @@
 
 The files are stacks of the same convolution with the same weights. One against itself has the ratio 1, and the interval
 should hold that in 95 of 100 trials; one of twice the depth has the ratio 2, but for what both do once: the call, the
-reordering of the input, and filling the caches, which the other file has used in between. On a quiet machine that is
-about 1 % of a run, and part of the error that is shown. Under load a run of twice the work is interrupted more often,
-and no time of the wall clock is exactly 2. The load is a process for each usable core that only counts.
+reordering of the input, and filling the caches, which the other file has used in between. The load is a process for
+each usable core that only counts.
 """
 
 import argparse

@@ -14,10 +14,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.clocks import clock_for
 from export.feeds import input_specs, random_feed, runner
 from export.machine import instruction_sets
 from export.rounds import run_rounds
 from export.sessions import open_session
+from export.settings import Settings
 
 CANDIDATES = (4, 8, 16, 32)
 # The first width below 64 that costs less is 60 at a step of 4, 56 at 8, 48 at 16 and 32 at 32. 63 is for the record:
@@ -74,7 +76,8 @@ def probe_step(*, threads: int = 1, seconds_budget: float = 3.0, seed: int = 0) 
             session = open_session(path, threads=threads)
             feed = random_feed(input_specs(session, batch=1, path=path), seed=seed)
             candidates.append(runner(session, feed, device="cpu"))
-        rounds = run_rounds(candidates, seconds=seconds_budget, seed=seed)
+        timer = clock_for(Settings("cpu", threads, 1, seed)).timer
+        rounds = run_rounds(candidates, seconds=seconds_budget, seed=seed, timer=timer)
     medians = np.median(rounds.milliseconds, axis=1)
     return decide({width: float(median) for width, median in zip(WIDTHS, medians, strict=True)})
 

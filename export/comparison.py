@@ -7,13 +7,14 @@ from typing import Any
 from torch import nn
 
 from export.candidates import Candidate
+from export.clocks import clock_for
 from export.errors import BadOnnx
 from export.feeds import InputSpec, Shapes
 from export.files import file_candidate
 from export.latency import UNSTEADY, Latency, environment_warnings, noise_warnings, summarise
 from export.machine import Machine, load_average, this_machine
-from export.networks import network_candidate, timer_for, torch_as_asked
-from export.rounds import Timer, run_rounds
+from export.networks import network_candidate, torch_as_asked
+from export.rounds import run_rounds
 from export.settings import Settings
 from export.statistics import NOISY, Interval, ratio_interval, unsteadiness, widened
 from export.tensors import Examples
@@ -91,7 +92,7 @@ def compare(
     """Run two ONNX files on the same random inputs in randomly interleaved rounds for about `seconds`.
 
     At least 100 rounds are run, or 30 if 100 would take more than four times `seconds`. Every round also runs the
-    dense file a second time from a second session, as a control. The options are those of `measure`.
+    dense file a second time from a second session, as a control. The options, and the clock, are those of `measure`.
 
     Raises:
         BadOnnx: a file is missing, damaged, does not run, or the two take different inputs.
@@ -103,7 +104,7 @@ def compare(
     dense, small = (file_candidate(Path(path), settings, shapes) for path in (dense_path, small_path))
     _check_same_inputs(dense.inputs, small.inputs, Path(dense_path), Path(small_path))
     control = file_candidate(Path(dense_path), settings, shapes)
-    return _timed(dense, control, small, settings, seconds, None)
+    return _timed(dense, control, small, settings, seconds)
 
 
 def compare_networks(
@@ -129,15 +130,15 @@ def compare_networks(
     settings = Settings(device, threads, batch, seed, runtime, precision)
     with torch_as_asked(settings):
         first, control, second = (network_candidate(model, example_inputs, settings) for model in (dense, dense, small))
-        return _timed(first, control, second, settings, seconds, timer_for(settings))
+        return _timed(first, control, second, settings, seconds)
 
 
 def _timed(
-    dense: Candidate, control: Candidate, small: Candidate, settings: Settings, seconds: float, timer: Timer | None
+    dense: Candidate, control: Candidate, small: Candidate, settings: Settings, seconds: float
 ) -> Comparison:
     before = this_machine()
     runs = [dense.run, control.run, small.run]
-    rounds = run_rounds(runs, seconds=seconds, seed=settings.seed, timer=timer)
+    rounds = run_rounds(runs, seconds=seconds, seed=settings.seed, timer=clock_for(settings).timer)
     machine = replace(before, load_after=load_average())
     of_dense, of_control, of_small = rounds.milliseconds
     noise = ratio_interval(of_dense, of_control, seed=settings.seed)

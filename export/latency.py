@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.candidates import Candidate
+from export.clocks import clock_for
 from export.feeds import InputSpec
 from export.machine import Machine
 from export.rounds import MIN_ROUNDS
@@ -22,7 +23,9 @@ class Latency:
     """Milliseconds per run of a batch: median with 95 % interval, p90 and p99, every sample in order.
 
     p90 is None below 64 samples and p99 below 662. `runs_per_sample` is above 1 for networks so fast that a sample is
-    the mean of several runs. `warnings` say why the numbers may mislead. `inputs` is what was fed.
+    the mean of several runs. `warnings` say why the numbers may mislead. `inputs` is what was fed. `clock` is "core"
+    for one thread on a CPU, whose time is that on a core, without waiting for one while others have it; "wall" for
+    several threads and for onnxruntime on a GPU; "cuda events" for torch there.
     """
 
     median: float
@@ -40,6 +43,7 @@ class Latency:
     runtime: str = "onnx"
     precision: str = "fp32"
     inputs: tuple[InputSpec, ...] = ()
+    clock: str = "wall"
 
     @property
     def throughput(self) -> float:
@@ -51,8 +55,9 @@ class Latency:
         return {
             "median": self.median, "low": self.low, "high": self.high, "p90": self.p90, "p99": self.p99,
             "throughput": self.throughput, "runtime": self.runtime, "precision": self.precision,
-            "threads": self.threads, "batch": self.batch, "device": self.device, "warnings": list(self.warnings),
-            "runs_per_sample": self.runs_per_sample, "inputs": [one.as_dict() for one in self.inputs],
+            "threads": self.threads, "batch": self.batch, "device": self.device, "clock": self.clock,
+            "warnings": list(self.warnings), "runs_per_sample": self.runs_per_sample,
+            "inputs": [one.as_dict() for one in self.inputs],
             "machine": self.machine.as_dict(), "samples": list(self.samples),
         }
 
@@ -82,6 +87,7 @@ def summarise(
         median.value, median.low, median.high, quantile(samples, 0.9), tuple(samples.tolist()), machine,
         settings.threads, settings.batch, settings.device, runs, warnings + noise_warnings(median),
         quantile(samples, 0.99), settings.runtime, candidate.precision, candidate.inputs,
+        clock_for(settings).name,
     )
 
 

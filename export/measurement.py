@@ -6,12 +6,13 @@ from pathlib import Path
 from torch import nn
 
 from export.candidates import Candidate
+from export.clocks import clock_for
 from export.feeds import Shapes
 from export.files import file_candidate
 from export.latency import UNSTEADY, Latency, environment_warnings, summarise
 from export.machine import load_average, this_machine
-from export.networks import network_candidate, timer_for, torch_as_asked
-from export.rounds import Timer, run_rounds
+from export.networks import network_candidate, torch_as_asked
+from export.rounds import run_rounds
 from export.settings import Settings
 from export.statistics import unsteadiness
 from export.tensors import Examples
@@ -30,6 +31,7 @@ def measure(
 ) -> Latency:
     """Run an ONNX file in onnxruntime on random inputs for about `seconds`, at least 100 times.
 
+    One thread on a CPU is timed by the core, so that other work on the machine counts little (`Latency.clock`).
     A network so slow that 100 runs take more than four times `seconds` is run at least 30 times, with a warning.
     To say which of two files is faster use `compare`: two calls of `measure` see two different machines.
 
@@ -44,7 +46,7 @@ def measure(
         DeviceMissing: no such device here.
     """
     settings = Settings(device, threads, batch, seed, "onnx", precision)
-    return _timed(file_candidate(Path(path), settings, shapes), settings, seconds, None)
+    return _timed(file_candidate(Path(path), settings, shapes), settings, seconds)
 
 
 def measure_network(
@@ -73,12 +75,12 @@ def measure_network(
     """
     settings = Settings(device, threads, batch, seed, runtime, precision)
     with torch_as_asked(settings):
-        return _timed(network_candidate(model, example_inputs, settings), settings, seconds, timer_for(settings))
+        return _timed(network_candidate(model, example_inputs, settings), settings, seconds)
 
 
-def _timed(candidate: Candidate, settings: Settings, seconds: float, timer: Timer | None) -> Latency:
+def _timed(candidate: Candidate, settings: Settings, seconds: float) -> Latency:
     before = this_machine()
-    rounds = run_rounds([candidate.run], seconds=seconds, seed=settings.seed, timer=timer)
+    rounds = run_rounds([candidate.run], seconds=seconds, seed=settings.seed, timer=clock_for(settings).timer)
     machine = replace(before, load_after=load_average())
     samples = rounds.milliseconds[0]
     warnings = environment_warnings(machine, rounds.count)

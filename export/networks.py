@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from export.candidates import Candidate
 from export.errors import CannotMeasure, DeviceMissing
 from export.feeds import InputSpec
-from export.rounds import Run, Timer
+from export.rounds import Run
 from export.settings import Settings
 from export.tensors import Examples, example_tuple, repeat_to, resting_copy
 
@@ -104,24 +104,6 @@ def network_candidate(model: nn.Module, example_inputs: Examples, settings: Sett
             effect="nothing was measured", fix="see the chained error; or choose another runtime, device or precision",
         ) from error
     return Candidate(run, specs, settings.precision)
-
-
-def timer_for(settings: Settings) -> Timer | None:
-    """On a GPU its own clock, by CUDA events; None for that of the CPU."""
-    return event_timer if settings.device == "cuda" else None
-
-
-def event_timer(run: Run, repeats: int) -> float:
-    """Milliseconds of a run on the GPU, from an idle GPU on: each one ends before the next begins."""
-    total = 0.0
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        total += start.elapsed_time(end)
-    return total / repeats
 
 
 def _eager(forward: Callable[..., object], inputs: Inputs) -> Run:

@@ -55,7 +55,7 @@ def run_rounds(
     the larger of PATIENCE * seconds and MIN_ROUNDS_SLOW rounds, plus the warm-up.
 
     Args:
-        clock: a monotonic clock in nanoseconds.
+        clock: a monotonic clock in nanoseconds, which ends the rounds.
         timer: what takes a sample; by default `clock` does.
 
     Raises:
@@ -65,7 +65,7 @@ def run_rounds(
         raise CannotMeasure(
             f"{seconds} seconds asked", at="seconds", effect="nothing was run", fix="ask for more than 0"
         )
-    visit = timer or (lambda run, repeats: _visit(run, repeats, clock))
+    visit = timer or (lambda run, repeats: wall_timer(run, repeats, clock))
     repeats = [max(1, -(-VISIT_NS // max(1, _warm_up(run, clock, visit)))) for run in candidates]
     order = np.random.default_rng(seed)
     rows: list[list[float]] = []
@@ -83,8 +83,8 @@ def run_rounds(
     return Rounds(np.array(rows).T, tuple(repeats))
 
 
-def _visit(run: Run, repeats: int, clock: Callable[[], int]) -> float:
-    """Milliseconds per run."""
+def wall_timer(run: Run, repeats: int, clock: Callable[[], int] = time.perf_counter_ns) -> float:
+    """Milliseconds of a run, all that happens meanwhile included."""
     start = clock()
     for _ in range(repeats):
         run()
