@@ -91,6 +91,7 @@ def compress(
     ] = None,
     round_to: Annotated[str | None, typer.Option(help="widths stay multiples of this; auto probes  [auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads to measure latency with  [1]")] = None,
+    latency_batch: Annotated[int | None, typer.Option(help="images at once when latency is measured  [1]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, to train on  [cpu]")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything random  [0]")] = None,
     license: Annotated[
@@ -133,6 +134,7 @@ def inspect(
         str, typer.Option(help="widths stay multiples of this; auto looks at the instruction set")
     ] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads to measure with")] = 1,
+    batch: Annotated[int, typer.Option(help="images at once when it measures")] = 1,
 ) -> None:
     """Show what can be cut, before any training.
 
@@ -143,7 +145,7 @@ def inspect(
     from diffprune.inspection import inspection
 
     budgets = {"macs": macs, "params": params, "speedup": speedup}
-    _print(*inspection(model, weights, shape, classes=classes, **budgets, round_to=step, threads=threads))
+    _print(*inspection(model, weights, shape, classes=classes, **budgets, round_to=step, threads=threads, batch=batch))
 
 
 @app.command()
@@ -189,6 +191,7 @@ def bench(
 def explain(
     run: Annotated[Path, typer.Argument(help="folder of a finished run")],
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
+    batch: Annotated[int, typer.Option(help="images at once")] = 1,
 ) -> None:
     """Say where the time of a run's networks goes, layer by layer.
 
@@ -197,7 +200,7 @@ def explain(
     """
     from diffprune.explaining import explain_lines
 
-    _print(*explain_lines(run, threads=threads))
+    _print(*explain_lines(run, threads=threads, batch=batch))
 
 
 @app.command()

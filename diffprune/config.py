@@ -53,6 +53,7 @@ class Config(BaseModel):
         default="auto", description="channels that widths are rounded up to, 1 or more, or auto"
     )
     threads: int = Field(default=1, ge=1, description="CPU threads that latency is measured with, 1 or more")
+    latency_batch: int = Field(default=1, ge=1, description="images at once in latency measurements, 1 or more")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="cpu or cuda")
     seed: int = Field(default=0, ge=0, lt=2**32, description="0 to 4294967295")
     license: str = Field(default="unknown", min_length=1, description="the licence of the weights, such as mit")

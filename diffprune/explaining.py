@@ -68,7 +68,7 @@ def why(dense: TimedLayer, small: TimedLayer, roofline: Roofline, step: int) -> 
     return "below the roofline"
 
 
-def explain_lines(folder: Path, *, threads: int = 1) -> Iterator[Any]:
+def explain_lines(folder: Path, *, threads: int = 1, batch: int = 1) -> Iterator[Any]:
     """Lines and tables for a terminal. Raises BadRun if the folder lacks one of the two files."""
     files = [folder / "dense.onnx", folder / "pruned.onnx"]
     for file in files:
@@ -79,7 +79,9 @@ def explain_lines(folder: Path, *, threads: int = 1) -> Iterator[Any]:
                 effect="nothing was explained",
                 fix="give the folder of a finished run of `diffprune compress`",
             )
-    (dense, dense_rest), (pruned, pruned_rest) = (export.layers_of(file, threads=threads) for file in files)
+    (dense, dense_rest), (pruned, pruned_rest) = (
+        export.layers_of(file, threads=threads, batch=batch) for file in files
+    )
     roofline, step = export.measure_roofline(threads=threads), export.default_step()
     drawn = table("layer", "channels", "pruned to", "ms", "pruned", "faster", "MACs", "roofline", "", right=range(3, 8))
     rows = explained(dense, pruned, roofline, step)

@@ -31,6 +31,7 @@ def inspection(
     speedup: float | None = None,
     round_to: int = 1,
     threads: int = 1,
+    batch: int = 1,
 ) -> list[Any]:
     """Lines and tables for a terminal: groups with their shares, what is pinned and why, how far budgets reach.
 
@@ -57,9 +58,8 @@ def inspection(
     if faster:
         with TemporaryDirectory() as folder:
             place, silent = Path(folder), (lambda event: None)
-            watch = stopwatch(
-                model if weights else alive(model), graph, example, place, step=round_to, threads=threads, tell=silent
-            )
+            model = model if weights else alive(model)
+            watch = stopwatch(model, graph, example, place, step=round_to, threads=threads, batch=batch, tell=silent)
             lines[2] = _groups(watch.size)
             lines.append(_fastest(faster, watch.fastest(round_to), round_to))
     return lines

@@ -63,6 +63,7 @@ def compress(
     seed: int = 0,
     device: str | torch.device = "cpu",
     threads: int = 1,
+    latency_batch: int = 1,
     on_event: Event = lambda event: None,
 ) -> Result:
     """A smaller network that keeps `budget` of the dense cost and imitates `model`, which is left alone.
@@ -73,7 +74,7 @@ def compress(
     where they were: 1 by default, so that shares of MACs and parameters are met closely (where speed counts give 4 or
     more: onnxruntime runs single channels slowly), and under a budget of speed-up the step that is probed here
     (`export.default_step()` is right for onnxruntime on this CPU). Such a budget is met as measured by onnxruntime on
-    this CPU with `threads` threads and one image at a time: the report has the interval.
+    this CPU with `threads` threads and `latency_batch` images at once: the report has the interval.
     Units in one of the `bundles` stay or go together; `bundles=branches` drops whole residual branches: they stay zero,
     and ONNX files go without them. `scores` tells what each unit is worth before the search: `gains` by default,
     `criterion_scores` for one of torch-pruning's, or a function of yours from (network, graph, images) to a tensor of
@@ -104,7 +105,9 @@ def compress(
     with tempfile.TemporaryDirectory() as folder:
         watch = None
         if timed:
-            watch = stopwatch(parent, graph, example, Path(folder), step=step, threads=threads, tell=on_event)
+            watch = stopwatch(
+                parent, graph, example, Path(folder), step=step, threads=threads, batch=latency_batch, tell=on_event
+            )
             gated.size = watch.size
             watch.require_reachable(budget, step, gated.gate_of)
         else:

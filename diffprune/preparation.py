@@ -116,7 +116,9 @@ def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: E
         return require_reachable(budget, size, step)
     with TemporaryDirectory() as folder:
         place, model, example = Path(folder), alive(prepared.model), prepared.example
-        watch = stopwatch(model, graph, example, place, step=step, threads=config.threads, tell=tell)
+        watch = stopwatch(
+            model, graph, example, place, step=step, threads=config.threads, batch=config.latency_batch, tell=tell
+        )
         watch.require_reachable(budget, step)
 
 

@@ -83,7 +83,7 @@ def quantize_run(
         judged = _judged(files, precision, loaded.val, config.threads)
         on_event({"phase": "compare"})
         compared = {
-            f"{one}_{other}": _compared(files[one], files[other], config)
+            f"{one}_{other}": shipping.measured_pair(files[one], files[other], config)
             for one, other in (("dense", "pruned"), ("dense", precision), ("pruned", precision))
         }
         report = {
@@ -168,7 +168,3 @@ def _judged(files: dict[str, Path], precision: str, val: Batches, threads: int) 
     accuracy = {key: float(np.mean(logits.argmax(1) == truth)) for key, (logits, *_) in found.items()}
     kept = asdict(export.fidelity(found[precision], found["pruned"]))
     return {"accuracy": {**accuracy, "examples": len(truth)}, "fidelity": kept}
-
-
-def _compared(one: Path, other: Path, config: Config) -> export.Comparison:
-    return export.compare(one, other, threads=config.threads, seconds=shipping.MEASURE_SECONDS, seed=config.seed)

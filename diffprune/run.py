@@ -125,6 +125,7 @@ def _compressed(prepared: Prepared, config: Config, budget: Budget, tell: Event)
         seed=config.seed,
         device=config.device,
         threads=config.threads,
+        latency_batch=config.latency_batch,
         on_event=tell,
     )
 

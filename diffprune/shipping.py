@@ -78,9 +78,15 @@ def write_networks(
 
 
 def measured(folder: Path, config: Config) -> export.Comparison:
-    """Dense and pruned on the CPU, one image at a time."""
-    dense, pruned = folder / "dense.onnx", folder / "pruned.onnx"
-    return export.compare(dense, pruned, threads=config.threads, seconds=MEASURE_SECONDS, seed=config.seed)
+    """Dense and pruned on the CPU."""
+    return measured_pair(folder / "dense.onnx", folder / "pruned.onnx", config)
+
+
+def measured_pair(one: Path, other: Path, config: Config) -> export.Comparison:
+    """Two files on the CPU, as the settings of the run say."""
+    return export.compare(
+        one, other, threads=config.threads, batch=config.latency_batch, seconds=MEASURE_SECONDS, seed=config.seed
+    )
 
 
 def latency(comparison: export.Comparison, threads: int) -> dict[str, Any]:

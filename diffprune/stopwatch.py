@@ -47,13 +47,15 @@ class Stopwatch:
     example: export.Examples
     folder: Path
     size: TimedSize
-    threads: int
+    threads: int = 1
+    batch: int = 1
 
     def measure(self, flat: Tensor) -> Comparison:
         """Dense against the network that keeps the units in `flat`, shape (units,)."""
         small = surgery.cut(self.parent, self.graph, self.size.keep(flat))
         file = export.for_timing(small, self.example, self.folder / "small.onnx")
-        return export.compare(self.folder / "dense.onnx", file, threads=self.threads, seconds=SECONDS)
+        dense = self.folder / "dense.onnx"
+        return export.compare(dense, file, threads=self.threads, batch=self.batch, seconds=SECONDS)
 
     def fastest(self, round_to: int, gate_of: Tensor | None = None) -> Comparison:
         """Dense against the smallest network that can be cut."""
@@ -142,10 +144,14 @@ def stopwatch(
     folder: Path,
     *,
     step: int,
-    threads: int,
     tell: Event,
+    threads: int = 1,
+    batch: int = 1,
 ) -> Stopwatch:
-    """Export the dense network into `folder`, and build the table of its layers at multiples of `step`."""
+    """Export the dense network into `folder`, and build the table of its layers at multiples of `step`.
+
+    All is measured with `threads` threads and `batch` images at once.
+    """
     if isinstance(example, Mapping):
         raise BadBudget(
             "the example inputs are given by name",
@@ -159,5 +165,5 @@ def stopwatch(
     def progress(done: int, steps: int) -> None:
         tell({"phase": "table", "step": done, "steps": steps})
 
-    size = timed_size(dense, graph, step=step, threads=threads, on_progress=progress)
-    return Stopwatch(parent, graph, example, folder, size, threads)
+    size = timed_size(dense, graph, step=step, threads=threads, batch=batch, on_progress=progress)
+    return Stopwatch(parent, graph, example, folder, size, threads, batch)

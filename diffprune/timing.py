@@ -17,21 +17,22 @@ def timed_size(
     *,
     step: int,
     threads: int = 1,
+    batch: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, all_: None,
 ) -> TimedSize:
-    """The latency of what may be cut from the network in the file `dense`, on this machine's CPU.
+    """What `batch` images at once take on this CPU, in what may be cut from the network in the file `dense`.
 
     Widths are measured at multiples of `step`. The file must be `export.to_onnx` of the network of `graph`. Layers that
     are not found in the graph count among the rest. Measurements are remembered (`export.cache_folder`).
     """
-    layers, others = export.layers_of(dense, threads=threads)
+    layers, others = export.layers_of(dense, threads=threads, batch=batch)
     placed, strangers = _placed(layers, graph)
     axes = SizeModel(graph).axes
     grids = [_grid(layer, axes, step) for layer in placed]
     wanted: dict[LayerKind, list[Widths]] = defaultdict(list)
     for layer, grid in zip(placed, grids, strict=True):
         wanted[layer.timed.kind] += grid.pairs(layer.timed.kind)
-    table = export.layer_table(wanted, threads=threads, on_progress=on_progress)
+    table = export.layer_table(wanted, threads=threads, batch=batch, on_progress=on_progress)
     rest = sum(node.ms for node in others) + sum(layer.ms for layer in strangers)
     return TimedSize(graph, placed, grids, table, rest, _drops(placed, graph, export.ending_in_sums(dense)))
 

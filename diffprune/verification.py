@@ -150,7 +150,7 @@ def _speed(folder: Path, manifest: Manifest) -> str:
     if claim.low > found.high * REPEATS or found.low > claim.high * REPEATS:
         raise NotVerified(
             f"the speed-up does not come out again: {told}{warned}",
-            at=f"latency.json; dense.onnx and pruned.onnx, batch 1, {found.machine}",
+            at=f"latency.json; dense.onnx and pruned.onnx, {found.dense.setting}, {found.machine}",
             effect="the claim does not hold on the kind of machine that it was made on",
             fix="verify again while nothing else runs; if it stays so, report what is measured here",
         )

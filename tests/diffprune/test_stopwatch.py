@@ -8,10 +8,12 @@ import torch
 from test_timed import timed
 from torch import Tensor, nn
 
+import export
 from diffprune import Budget, compress, stopwatch
 from diffprune.errors import BadBudget, BudgetUnreachable
 from diffprune.landing import land, least, least_share
 from diffprune.stopwatch import EXCESS, Stopwatch
+from export import compare
 
 
 class Biased(Stopwatch):
@@ -105,9 +107,13 @@ def test_a_network_is_compressed_until_it_is_measured_to_be_as_fast_as_asked(
     torch.manual_seed(0)
     x, labels = torch.randn(64, 3, 16, 16), torch.arange(64) % 5
     events: list[dict[str, Any]] = []
+    compared: list[dict[str, Any]] = []
+    monkeypatch.setattr(export, "compare", lambda *files, **how: compared.append(how) or compare(*files, **how))
     result = compress(
-        Wide(), [(x, labels)], [(x, labels)], budget=Budget(speedup=1.5), epochs=0, round_to=16, on_event=events.append
-    )
+        Wide(), [(x, labels)], [(x, labels)], budget=Budget(speedup=1.5), epochs=0, round_to=16, latency_batch=4,
+        on_event=events.append,
+    )  # fmt: skip
+    assert {(how["threads"], how["batch"]) for how in compared} == {(1, 4)}
     budget = result.report["budget"]
     assert (budget["kind"], budget["asked"], budget["round_to"]) == ("speedup", 1.5, 16)
     assert budget["low"] <= budget["reached"] <= budget["high"]

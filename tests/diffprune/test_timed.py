@@ -122,6 +122,21 @@ class Bottleneck(nn.Module):
         return (x + self.c(self.b(self.a(x).relu()).relu())).mean((2, 3))
 
 
+def test_a_larger_batch_costs_what_its_images_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Bottleneck().eval(), torch.randn(2, 3, 32, 32)
+    asked: list[object] = []
+    monkeypatch.setattr(export, "layer_table", lambda wanted, **how: asked.append(how["batch"]) or product(wanted))
+    file, graph = export.to_onnx(model, x, tmp_path / "dense.onnx").path, surgery.trace(model, x)
+    one, eight = (timing.timed_size(file, graph, step=8, batch=batch) for batch in (1, 8))
+    assert asked == [1, 8]
+    assert [8 * values for layer in one.layers for values in layer.values] == [
+        values for layer in eight.layers for values in layer.values
+    ]
+    whole = torch.ones(one.units)
+    assert eight.latency(whole) > 3 * one.latency(whole)
+
+
 def test_what_leads_only_to_a_closed_branch_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = Bottleneck().eval(), torch.randn(2, 3, 8, 8)

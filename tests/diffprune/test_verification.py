@@ -65,11 +65,11 @@ def quiet(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_claim_is_dense_over_pruned_as_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(export, "compare", lambda *files, **options: asked.append((files, options)))
-    settings = {"model": "a:b", "data": "digits", "macs": 0.5, "output": "o", "threads": 3}
+    settings = {"model": "a:b", "data": "digits", "macs": 0.5, "output": "o", "threads": 3, "latency_batch": 8}
     shipping.measured(tmp_path, config_from(settings))
     ((files, options),) = asked
     assert [file.name for file in files] == ["dense.onnx", "pruned.onnx"]
-    assert options["threads"] == 3
+    assert (options["threads"], options["batch"]) == (3, 8)
 
 
 def edit(file: Path, change: Callable[[Any], None]) -> None:
