@@ -1,6 +1,6 @@
 """A dense ONNX file that computes what the network computes, and how long it takes, measured."""
 
-from export.alignment import Step, default_step, probe_step
+from export.alignment import Step, default_step
 from export.comparison import Comparison, compare, compare_networks
 from export.drafts import OnnxFile
 from export.dropping import ending_in_sums
@@ -21,6 +21,7 @@ from export.measurement import measure, measure_network
 from export.outputs import Fidelity, answers, answers_of, fidelity
 from export.parity import BatchParity, Parity, check_parity
 from export.preprocessing import Preprocessing
+from export.probe import probe_step
 from export.profiling import NodeTime, profile
 from export.quantization import quantize, to_fp16
 from export.roofline import Roofline, measure_roofline

@@ -7,11 +7,13 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 import export
-from export import alignment
+from export import alignment, probe
 from export.alignment import CANDIDATES, WIDTHS, decide
 from export.sessions import open_session
+from export.settings import Settings
 
 
 def staircase(step, noise=0.0, seed=0):
@@ -58,11 +60,51 @@ def test_a_real_probe_has_evidence_for_every_width():
     assert json.loads(json.dumps(found.as_dict()))["multiple"] == found.multiple
 
 
+@pytest.mark.parametrize("step", [2 * step for step in CANDIDATES])
+def test_wider_stacks_find_wider_steps(step):
+    evidence = {2 * width: (-(-2 * width // step) * step) ** 2 for width in WIDTHS}
+    assert alignment.decide(evidence, 2, 8, "tensor cores").multiple == step
+    flat = alignment.decide(dict.fromkeys(evidence, 1.0), 2, 8, "tensor cores")
+    assert (flat.multiple, flat.source) == (8, "tensor cores")
+
+
+def test_torch_times_the_same_stacks():
+    """What a GPU runs, here on the CPU."""
+    state = torch.get_rng_state()
+    with probe._networks([8, 16], Settings("cpu", 1, 3, 0, "eager")) as candidates:
+        shapes = [tuple(candidate.run().shape) for candidate in candidates]
+    assert shapes == [(3, 8, probe.SIDE, probe.SIDE), (3, 16, probe.SIDE, probe.SIDE)]
+    assert torch.equal(torch.get_rng_state(), state)
+    convolutions = [layer for layer in probe._network(8) if isinstance(layer, nn.Conv2d)]
+    assert sum(layer.weight.numel() for layer in convolutions) == sum(
+        np.prod(weight.dims) for weight in probe._stack(8, 0).graph.initializer
+    )
+
+
+def test_another_precision_is_refused_on_a_cpu():
+    with pytest.raises(export.CannotMeasure, match="precision fp16 asked of a file whose weights are fp32"):
+        export.probe_step(precision="fp16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_none_is_probed():
+    with pytest.raises(export.DeviceMissing):
+        export.probe_step(device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+def test_a_gpu_is_probed(precision):
+    found = export.probe_step(device="cuda", precision=precision, seconds_budget=0.5)
+    assert tuple(found.evidence) == tuple(probe.GPU_SCALE * width for width in WIDTHS)
+    assert found.source == "probe" or found.multiple == probe.TENSOR_CORES[precision]
+
+
 def test_the_stacks_are_the_networks_they_claim_to_be(tmp_path):
     """Against torch: otherwise the probe might time something else."""
-    model = alignment._stack(8, seed=0)
+    model = probe._stack(8, seed=0)
     onnx.save(model, tmp_path / "stack.onnx")
-    x = torch.randn(1, 8, alignment.SIDE, alignment.SIDE)
+    x = torch.randn(1, 8, probe.SIDE, probe.SIDE)
     y = x
     for weight in model.graph.initializer:
         y = torch.conv2d(y, torch.from_numpy(numpy_helper.to_array(weight).copy()), padding=1).relu()
