@@ -100,6 +100,7 @@ def latency(comparison: export.Comparison, threads: int) -> dict[str, Any]:
         "high": comparison.high,
         "threads": threads,
         "batch": comparison.dense.batch,
+        "clock": comparison.dense.clock,
         "samples": len(comparison.dense.samples),
         "verdict": comparison.verdict,
         "warnings": list(comparison.warnings),

@@ -107,6 +107,7 @@ def test_the_report_has_every_key(report: dict[str, Any]) -> None:
     assert report["budget"]["reached"] > 0.49 or report["budget"]["note"] in report["warnings"]
     assert report["macs"]["pruned"] <= 0.5 * report["macs"]["dense"]
     assert report["latency"]["cpu"]["low"] <= report["latency"]["cpu"]["speedup"] <= report["latency"]["cpu"]["high"]
+    assert (report["latency"]["cpu"]["clock"], report["latency"]["cpu"]["batch"]) == ("core", 1)
     assert all(group["kept"] % 4 == 0 for group in report["groups"])
 
 
