@@ -30,7 +30,18 @@ NOISE = 0.05
 LARGEST = 0.999
 """The share of the dense latency that a correction asks for at most: a budget is below 1."""
 
-TRIES = 6
+Try = tuple[Landing, Comparison]
+
+TRIES = 7
+LAST_RESORT = 4
+"""After so many tries that were all too slow the smallest network is measured: what it reaches is all there is."""
+
+SMALLEST = 1e6
+"""More than any network can be asked for."""
+
+MOST = 1.5
+"""The next try asks for at most so many times what the last one did."""
+
 SECONDS = 6.0
 """How long each try is measured."""
 
@@ -50,12 +61,12 @@ class Stopwatch:
     threads: int = 1
     batch: int = 1
 
-    def measure(self, flat: Tensor) -> Comparison:
+    def measure(self, flat: Tensor, seconds: float = SECONDS) -> Comparison:
         """Dense against the network that keeps the units in `flat`, shape (units,)."""
         small = surgery.cut(self.parent, self.graph, self.size.keep(flat))
         file = export.for_timing(small, self.example, self.folder / "small.onnx")
         dense = self.folder / "dense.onnx"
-        return export.compare(dense, file, threads=self.threads, batch=self.batch, seconds=SECONDS)
+        return export.compare(dense, file, threads=self.threads, batch=self.batch, seconds=seconds)
 
     def fastest(self, round_to: int, gate_of: Tensor | None = None) -> Comparison:
         """Dense against the smallest network that can be cut."""
@@ -71,7 +82,7 @@ class Stopwatch:
         if NEAR / least_share(budget, self.size, round_to, gate_of) > budget.asked:
             return
         fastest = self.fastest(round_to, gate_of)
-        if fastest.speedup < budget.asked:
+        if fastest.high < budget.asked:
             raise unreachable(budget, 1 / fastest.speedup, round_to)
 
     def land(
@@ -79,17 +90,25 @@ class Stopwatch:
     ) -> tuple[Landing, Comparison]:
         """The structure whose measured speed-up is the one asked, or above it by at most EXCESS.
 
-        Each try is measured, and the next one corrects what the table expects by what was found. Where no try comes so
-        close, the one that is least above the one asked is taken, else the fastest whose interval still holds it.
-        Raises BudgetUnreachable with the largest that was measured.
+        Each try is measured, and the next one corrects what the table expects by what was found. One that is close
+        enough is measured again, twice as long, and what comes out then counts: it was chosen by the first measurement,
+        which its noise may have favoured. Where no try comes so close, the one that is least above the one asked is
+        taken, else the fastest whose interval still holds it and that is no more than EXCESS below.
+
+        Raises:
+            BudgetUnreachable: with the largest that was measured, of the smallest network too.
+            export.CannotMeasure: a machine too noisy to tell.
         """
-        found: list[tuple[Landing, Comparison]] = []
-        expected = self.predictable(budget, round_to, gate_of)
-        for _ in range(TRIES):
+        found: list[Try] = []
+
+        def attempt(expected: Budget) -> bool:
+            """Whether the search may go on."""
             landing = land(expected, self.size, scores, round_to=round_to, gate_of=gate_of)
             if any(torch.equal(landing.flat, other.flat) for other, _ in found):
-                break
+                return False
             measured = self.measure(landing.flat)
+            if _meets(budget, measured):
+                measured = self.measure(landing.flat, 2 * SECONDS)
             found.append((landing, measured))
             tell(
                 {
@@ -100,16 +119,13 @@ class Stopwatch:
                     "high": measured.high,
                 }
             )
-            if budget.asked <= measured.speedup <= (1 + EXCESS) * budget.asked:
-                break
-            expected = self.predictable(Budget(speedup=max(_next(budget, found), 1 / LARGEST)), round_to, gate_of)
-        enough = [pair for pair in found if pair[1].speedup >= budget.asked]
-        if enough:
-            return min(enough, key=lambda pair: pair[1].speedup)
-        best = max(found, key=lambda pair: pair[1].speedup)
-        if best[1].high < budget.asked:
-            raise unreachable(budget, 1 / best[1].speedup, round_to)
-        return best
+            return not _meets(budget, measured)
+
+        going = attempt(self.predictable(budget, round_to, gate_of))
+        while going and len(found) < TRIES:
+            ask = SMALLEST if len(found) == LAST_RESORT and _all_slow(budget, found) else _next(budget, found)
+            going = attempt(self.predictable(Budget(speedup=max(ask, 1 / LARGEST)), round_to, gate_of))
+        return _best(budget, found, round_to)
 
     def doubts(self, measured: Comparison) -> list[str]:
         """A sentence if the machine was too noisy to know the speed-up; none if not."""
@@ -121,20 +137,55 @@ class Stopwatch:
         ]
 
 
-def _next(budget: Budget, found: Sequence[tuple[Landing, Comparison]]) -> float:
+def _meets(budget: Budget, measured: Comparison) -> bool:
+    return budget.asked <= measured.speedup <= (1 + EXCESS) * budget.asked
+
+
+def _all_slow(budget: Budget, found: Sequence[Try]) -> bool:
+    return all(measured.speedup < budget.asked for _, measured in found)
+
+
+def _next(budget: Budget, found: Sequence[Try]) -> float:
     """The speed-up that the table is asked for next, after all that was `found`.
 
-    The last one corrected by its error, or, once a try was too slow and one too fast, what lies between these two.
+    The last one corrected by its error. Once a try was too slow and one too fast, what lies between these two; once two
+    were too slow, what lies beyond them: where something does not get faster, the error grows with what is asked.
     """
     aim = (1 + AIM) * budget.asked
-    tries = [(1 / landing.reached, measured.speedup) for landing, measured in found]
-    slow = max((pair for pair in tries if pair[1] < budget.asked), default=None)
-    fast = min((pair for pair in tries if pair[1] >= budget.asked), default=None)
-    if slow and fast and slow[0] < fast[0]:
-        part = math.log(aim / slow[1]) / math.log(fast[1] / slow[1])
-        return float(slow[0] * (fast[0] / slow[0]) ** part)
-    expected, speedup = tries[-1]
-    return expected * aim / speedup
+    tries = sorted((1 / landing.reached, measured.speedup) for landing, measured in found)
+    slow = [pair for pair in tries if pair[1] < budget.asked]
+    fast = [pair for pair in tries if pair[1] >= budget.asked]
+    if slow and fast and slow[-1][0] < fast[0][0]:
+        return _through(slow[-1], fast[0], aim)
+    if len(slow) > 1 and not fast and slow[-2][1] < slow[-1][1]:
+        return min(_through(slow[-2], slow[-1], aim), MOST * slow[-1][0])
+    landing, measured = found[-1]
+    return aim / measured.speedup / landing.reached
+
+
+def _through(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
+    """What is expected where `aim` is measured, on the line of logarithms through two tries (expected, measured)."""
+    part = math.log(aim / low[1]) / math.log(high[1] / low[1])
+    return float(low[0] * (high[0] / low[0]) ** part)
+
+
+def _best(budget: Budget, found: Sequence[Try], round_to: int) -> Try:
+    """The try that is least above what was asked, else the fastest, if that may be it."""
+    enough = [pair for pair in found if pair[1].speedup >= budget.asked]
+    if enough:
+        return min(enough, key=lambda pair: pair[1].speedup)
+    best = max(found, key=lambda pair: pair[1].speedup)
+    if best[1].high < budget.asked:
+        raise unreachable(budget, 1 / best[1].speedup, round_to)
+    if best[1].speedup < budget.asked / (1 + EXCESS):
+        raise export.CannotMeasure(
+            f"this machine is too noisy to tell whether {budget.asked:g}x was reached: {best[1].speedup:.2f}x was "
+            f"measured, with an interval of {best[1].low:.2f} to {best[1].high:.2f}",
+            at="the speed-up of what would be cut",
+            effect="nothing was cut",
+            fix="stop other work, and compress again",
+        )
+    return best
 
 
 def stopwatch(

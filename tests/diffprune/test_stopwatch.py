@@ -21,7 +21,7 @@ class Biased(Stopwatch):
 
     power = 0.8
 
-    def measure(self, flat: Tensor) -> Any:
+    def measure(self, flat: Tensor, seconds: float = 0.0) -> Any:
         ratio = float(self.size.latency(torch.ones(self.size.units)) / self.size.latency(flat.double()))
         speedup = ratio**self.power
         return SimpleNamespace(speedup=speedup, low=0.99 * speedup, high=1.01 * speedup)
@@ -47,7 +47,7 @@ def test_what_the_table_gets_wrong_is_corrected(watch: Biased, asked: float, pow
 class Steep(Biased):
     """A machine on which a little less gains much more than the table says: the last error corrects too far."""
 
-    def measure(self, flat: Tensor) -> Any:
+    def measure(self, flat: Tensor, seconds: float = 0.0) -> Any:
         speedup = 2.03 * (super().measure(flat).speedup / 2.03) ** 2.5
         return SimpleNamespace(speedup=speedup, low=0.99 * speedup, high=1.01 * speedup)
 
@@ -60,6 +60,60 @@ def test_between_a_try_too_slow_and_one_too_fast_lies_the_next(watch: Biased) ->
         _, measured = steep.land(Budget(speedup=2.0), scores, 1, None, tries.append)
         assert 2.0 <= measured.speedup <= (1 + EXCESS) * 2.0
         assert len(tries) > 1
+
+
+class Fixed(Biased):
+    """A machine on which a share of the dense time is always there, which the table does not know."""
+
+    share = 0.2
+
+    def measure(self, flat: Tensor, seconds: float = 0.0) -> Any:
+        left = float(self.size.latency(flat.double()) / self.size.latency(torch.ones(self.size.units)))
+        speedup = 1 / (self.share + (1 - self.share) * left)
+        return SimpleNamespace(speedup=speedup, low=0.99 * speedup, high=1.01 * speedup)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
+@pytest.mark.parametrize("part", [0.5, 0.75, 0.9])
+def test_what_can_be_reached_is_reached_and_no_less_is_called_the_largest(
+    watch: Biased, share: float, part: float
+) -> None:
+    fixed = Fixed(watch.parent, watch.graph, watch.example, watch.folder, watch.size, 1)
+    object.__setattr__(fixed, "share", share)
+    largest = fixed.fastest(1).speedup
+    scores = torch.randn(watch.size.units, generator=torch.Generator().manual_seed(0))
+    _, measured = fixed.land(Budget(speedup=part * largest), scores, 1, None, lambda event: None)
+    assert part * largest <= measured.speedup <= (1 + EXCESS) * part * largest
+    with pytest.raises(BudgetUnreachable, match=rf"the largest reachable is {largest:.3g}\n"):
+        fixed.land(Budget(speedup=1.05 * largest), scores, 1, None, lambda event: None)
+
+
+def test_what_only_noise_made_right_is_corrected(watch: Biased) -> None:
+    """The first measurement of each structure is 3 % too fast, the longer one is right."""
+
+    class Lucky(Biased):
+        def measure(self, flat: Tensor, seconds: float = 0.0) -> Any:
+            true = super().measure(flat)
+            lucky = SimpleNamespace(speedup=1.03 * true.speedup, low=true.speedup, high=1.06 * true.speedup)
+            return true if seconds else lucky
+
+    lucky, told = Lucky(watch.parent, watch.graph, watch.example, watch.folder, watch.size, 1), []
+    object.__setattr__(lucky, "power", 0.97)
+    scores = torch.randn(watch.size.units, generator=torch.Generator().manual_seed(0))
+    landing, measured = lucky.land(Budget(speedup=2.0), scores, 1, None, told.append)
+    assert 2.0 <= lucky.measure(landing.flat, 1.0).speedup == measured.speedup <= 2.1
+    assert told[0]["speedup"] < 2.0
+    assert len(told) > 1
+
+
+def test_a_machine_too_noisy_to_tell_is_refused(watch: Biased) -> None:
+    class Noisy(Biased):
+        def measure(self, flat: Tensor, seconds: float = 0.0) -> Any:
+            return SimpleNamespace(speedup=1.2, low=0.5, high=4.5)
+
+    noisy = Noisy(watch.parent, watch.graph, watch.example, watch.folder, watch.size, 1)
+    with pytest.raises(export.CannotMeasure, match="too noisy to tell whether 4x was reached"):
+        noisy.land(Budget(speedup=4.0), torch.randn(watch.size.units), 1, None, lambda event: None)
 
 
 def test_a_speed_up_out_of_reach_is_refused_with_the_largest_that_was_measured(watch: Biased) -> None:
