@@ -12,6 +12,9 @@ from surgery import SizeModel
 COLLAPSED = 0.05
 """A layer with less than this share of its units left has collapsed: little can pass it."""
 
+NARROWEST = 8
+"""From so many units on a layer with a single one left has collapsed too."""
+
 ENOUGH = 20
 """Steps after which a search should have changed something."""
 
@@ -43,12 +46,14 @@ def concerns(gated: GatedModel, budget: Budget, landing: Landing, start: Tensor,
     collapsed = [
         f"{group.name} ({left} of {group.units})"
         for group in gated.size.graph.groups
-        if 0 < (left := int(kept[group.name].sum())) < COLLAPSED * group.units
+        if 0 < (left := int(kept[group.name].sum())) < group.units
+        and (left < COLLAPSED * group.units or (left == 1 and group.units >= NARROWEST))
     ]
     if collapsed:
+        named = f"{', '.join(collapsed[:3])}{', ...' * (len(collapsed) > 3)}"
         found.append(
-            f"{len(collapsed)} layer{'s' * (len(collapsed) > 1)} collapsed to less than {COLLAPSED:.0%} of the units: "
-            f"{', '.join(collapsed[:3])}{', ...' * (len(collapsed) > 3)}; a larger budget keeps them alive"
+            f"{len(collapsed)} layer{'s' * (len(collapsed) > 1)} collapsed to a single unit or less than "
+            f"{COLLAPSED:.0%} of them: {named}; a larger budget keeps them alive"
         )
     return found
 

@@ -4,7 +4,7 @@ All take one flat vector of logits, shape (units,), float32. A unit is open when
 """
 
 from dataclasses import dataclass, replace
-from math import log
+from math import inf, log
 from typing import Protocol
 
 import torch
@@ -31,6 +31,10 @@ class Gate(Protocol):
         """The family at this point of its continuation."""
 
 
+SHARPEST = 1e-6
+"""The least noise that chances are computed with: without any there is no slope, and no expected cost between two."""
+
+
 @dataclass(frozen=True)
 class MeanCentred:
     """DiffPrune-style gates: a hard decision plus a zero-mean relaxation over the open side.
@@ -55,6 +59,12 @@ class MeanCentred:
     stochastic: bool = True
     start: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < inf or not 0 <= self.relaxation <= 1:
+            raise ValueError(
+                f"noise is 0 or more, relaxation from 0 to 1; got noise={self.noise}, relaxation={self.relaxation}"
+            )
+
     def sample(self, logits: Tensor, group: Tensor) -> Tensor:
         threshold = torch.full_like(logits, 0.5)
         if self.stochastic:
@@ -67,7 +77,7 @@ class MeanCentred:
 
     def chance(self, logits: Tensor) -> Tensor:
         """Exact for stochastic gates; for deterministic ones a smooth count with temperature `noise`."""
-        return torch.sigmoid(logits / self.noise)
+        return torch.sigmoid(logits / max(self.noise, SHARPEST))
 
     def hard(self, logits: Tensor) -> Tensor:
         return (logits > 0).to(logits.dtype)

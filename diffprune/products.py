@@ -90,12 +90,19 @@ def products(
 
     def pack(saved: Tensor) -> Any:
         name = live.get(_place(saved))
-        return saved if name is None else (name, saved.shape, saved.stride(), saved.storage_offset())
+        if name is None:
+            return saved
+        return name, weights[name]._version, saved.shape, saved.stride(), saved.storage_offset()
 
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
-        name, shape, stride, offset = packed
+        name, version, shape, stride, offset = packed
+        if weights[name]._version != version:
+            raise RuntimeError(
+                f"{name} was changed in place between the forward pass that read it through gates and this backward "
+                "pass, whose gradient would be that of another weight: call backward() before the optimizer's step()"
+            )
         with torch.no_grad():
             return compute(name).as_strided(shape, stride, offset)
 

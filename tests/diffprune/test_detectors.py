@@ -63,7 +63,20 @@ def test_a_collapsed_layer_is_named(model: nn.Module) -> None:
     landing.flat[-group.units + 1 :] = False
     landing.flat[-group.units] = True
     (text,) = concerns(gated, BUDGET, landing, landing.flat.roll(1), 50)
-    assert f"1 layer collapsed to less than 5% of the units: {group.name} (1 of {group.units})" in text
+    assert f"1 layer collapsed to a single unit or less than 5% of them: {group.name} (1 of {group.units})" in text
+
+
+def test_a_narrow_layer_with_a_single_unit_left_has_collapsed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3))
+    gated = attach(model, surgery.trace(model, torch.ones(2, 12)))
+    budget, narrow = Budget(macs=0.5), torch.tensor([True] + 15 * [False] + [True] + 3 * [False])
+    (text,) = concerns(gated, budget, Landing(narrow, 0.5, None), narrow, 0)
+    assert "1 layer collapsed" in text
+    assert "(1 of 16)" in text
+    two = narrow.clone()
+    two[1] = True
+    assert concerns(gated, budget, Landing(two, 0.5, None), two, 0) == []
 
 
 def test_compress_tells_and_reports() -> None:

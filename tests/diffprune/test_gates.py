@@ -51,6 +51,17 @@ def test_without_noise_a_unit_is_open_when_its_logit_is_positive() -> None:
     assert torch.equal(MeanCentred().hard(at), (at > 0).double())
 
 
+def test_without_noise_the_chance_is_the_decision() -> None:
+    at = torch.tensor([-1.0, -1e-3, 1e-3, 1.0])
+    assert MeanCentred(noise=0.0).chance(at).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("wrong", [{"noise": -0.1}, {"noise": float("nan")}, {"relaxation": -1.0}, {"relaxation": 3.0}])
+def test_gates_that_would_be_none_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="noise is 0 or more, relaxation from 0 to 1"):
+        MeanCentred(**wrong)
+
+
 def test_no_relaxation_leaves_the_bare_decision() -> None:
     for stochastic in (True, False):
         gate = MeanCentred(relaxation=0.0, stochastic=stochastic)
