@@ -6,9 +6,10 @@ from math import ceil
 from pathlib import Path
 
 import export
+from diffprune.bundles import leading_to
 from diffprune.timed import SHARES, Axis, Grid, Placed, TimedSize
 from export import LayerKind, TimedLayer, Widths
-from surgery import ChannelGraph, SizeModel, Slot
+from surgery import ChannelGraph, SizeModel
 
 
 def timed_size(
@@ -43,22 +44,8 @@ def _drops(placed: list[Placed], graph: ChannelGraph, ending: set[str]) -> dict[
     With each the groups that lead nowhere else, and so go with it.
     """
     free = {layer.axes[0][0] for layer in placed if layer.timed.weight in ending}
-    branches = [group for group in graph.groups if group.droppable]
-    found = {}
-    for last in branches:
-        if {slot.tensor for slot in last.readers} <= free:
-            gone = [last]
-            for group in reversed(branches):  # those that compute later come first
-                written = {slot.tensor for g in gone for slot in g.slots if _all_of(slot, graph)}
-                if group is not last and {slot.tensor for slot in group.readers} <= written:
-                    gone.append(group)
-            found[last.name] = tuple(group.name for group in gone[1:])
-    return found
-
-
-def _all_of(slot: Slot, graph: ChannelGraph) -> bool:
-    """The group writes every channel of that layer."""
-    return slot.role == "write" and slot.positions.numel() == graph.length(slot.tensor, slot.axis)
+    last = [g for g in graph.groups if g.droppable and {slot.tensor for slot in g.readers} <= free]
+    return {group.name: tuple(other.name for other in leading_to(group, graph)) for group in last}
 
 
 def _placed(layers: list[TimedLayer], graph: ChannelGraph) -> tuple[list[Placed], list[TimedLayer]]:

@@ -49,6 +49,36 @@ def test_a_branch_shares_one_gate_and_its_closing_drops_it() -> None:
     torch.testing.assert_close(gated(x), small(x), rtol=1e-5, atol=1e-5)
 
 
+class Bottlenecks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8),
+                nn.ReLU(), nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16),
+            )
+            for _ in range(4)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_branch_of_several_widths_has_one_gate() -> None:
+    model, graph, _ = traced(Bottlenecks)
+    found = branches(graph)
+    assert [list(bundle) for bundle in found] == [[f"blocks.{i}.3", f"blocks.{i}.0"] for i in range(4)]
+    batches = [(torch.randn(16, 3, 32, 32), torch.arange(16) % 5)]
+    result = compress(model, batches, batches, budget=Budget(macs=0.6), epochs=0, bundles=branches)
+    kept = [[bool(result.keep[name].any()) for name in bundle] for bundle in found]
+    assert all(first == last for first, last in kept)
+    assert 0 < sum(first for first, _ in kept) < 4
+
+
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
 def test_landing_keeps_bundles_whole(share: float) -> None:
     _, graph, _ = traced()
