@@ -30,6 +30,11 @@ def bench_lines(bench: Bench) -> Iterator[Any]:
     constant = {**asdict(bench.settings[0]), "precision": held}
     constant = {key: value for key, value in constant.items() if key not in varying}
     yield f"{in_words(constant)}; {bench.results[0].machine}"
+    clocks = {row.clock for result in bench.results for row in _latencies_of(result)}
+    if "core" in clocks:
+        yield f"{'one thread is ' * (len(clocks) > 1)}timed by the core: when others had it is not counted"
+    if len(clocks) > 1:
+        yield "warning: the core and the wall agree on a quiet machine only: compare within one of them"
     inputs = [spec for result in bench.results for spec in _latencies_of(result)[0].inputs]
     yield from dict.fromkeys(f"fed: {spec}, {spec.values}" for spec in inputs)
     for setting, result in zip(bench.settings, bench.results, strict=True):

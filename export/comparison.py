@@ -143,7 +143,7 @@ def _timed(
     of_dense, of_control, of_small = rounds.milliseconds
     noise = ratio_interval(of_dense, of_control, seed=settings.seed)
     speedup = widened(ratio_interval(of_dense, of_small, seed=settings.seed), noise)
-    shared = environment_warnings(machine, rounds.count)
+    shared = environment_warnings(machine, rounds, settings)
     return Comparison(
         speedup.value,
         speedup.low,

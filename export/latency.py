@@ -10,12 +10,14 @@ from export.candidates import Candidate
 from export.clocks import clock_for
 from export.feeds import InputSpec
 from export.machine import Machine
-from export.rounds import MIN_ROUNDS
+from export.rounds import MIN_ROUNDS, Rounds
 from export.settings import Settings
 from export.statistics import NOISY, Interval, median_interval, quantile
 
 # The threshold of NVIDIA's trtexec, above which it calls its own numbers unstable.
 UNSTEADY = 0.025
+# Of the time that rounds take, what samples account for on a quiet machine is more than 0.97.
+BUSY = 0.9
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Latency:
     def setting(self) -> str:
         """What it holds for, in words."""
         words = f"{self.runtime} in {self.precision} on {self.device}, batch {self.batch}"
-        return f"{words}, {self.threads} thread{'s' * (self.threads > 1)}"
+        timed = " timed by the core" * (self.clock == "core")
+        return f"{words}, {self.threads} thread{'s' * (self.threads > 1)}{timed}"
 
     def __str__(self) -> str:
         return (
@@ -98,11 +101,16 @@ def noise_warnings(found: Interval) -> tuple[str, ...]:
     return (f"too noisy to measure here, now: the 95 % interval is {found.low:.3g} to {found.high:.3g}",)
 
 
-def environment_warnings(machine: Machine, rounds: int) -> tuple[str, ...]:
+def environment_warnings(machine: Machine, rounds: Rounds, settings: Settings) -> tuple[str, ...]:
     """Why numbers from this machine, now, may mislead."""
     found = []
+    if clock_for(settings).name == "core" and rounds.busy < BUSY:
+        found.append(
+            f"other work had the core for {1 - rounds.busy:.0%} of the time, which is not counted: by the wall clock "
+            f"all took {1 / rounds.busy:.2g} times as long"
+        )
     if machine.load_before is not None and machine.load_before > machine.cores / 2:
         found.append(f"other work was running: load {machine.load_before:g} on {machine.cores:g} usable cores")
-    if rounds < MIN_ROUNDS:
-        found.append(f"only {rounds} rounds instead of {MIN_ROUNDS}, because a run takes so long")
+    if rounds.count < MIN_ROUNDS:
+        found.append(f"only {rounds.count} rounds instead of {MIN_ROUNDS}, because a run takes so long")
     return tuple(found)

@@ -83,7 +83,7 @@ def _timed(candidate: Candidate, settings: Settings, seconds: float) -> Latency:
     rounds = run_rounds([candidate.run], seconds=seconds, seed=settings.seed, timer=clock_for(settings).timer)
     machine = replace(before, load_after=load_average())
     samples = rounds.milliseconds[0]
-    warnings = environment_warnings(machine, rounds.count)
+    warnings = environment_warnings(machine, rounds, settings)
     if (drift := unsteadiness(samples)) > UNSTEADY:
         warnings += (f"the median moved by {drift:.1%} (standard deviation) during the measurement",)
     return summarise(samples, machine, settings, rounds.runs_per_sample[0], warnings, candidate)

@@ -31,10 +31,14 @@ Timer = Callable[[Run, int], float]
 
 @dataclass(frozen=True)
 class Rounds:
-    """Milliseconds per run, (candidates, rounds), in the order of the rounds, and how many runs one sample averages."""
+    """Milliseconds per run, (candidates, rounds), in the order of the rounds, and how many runs one sample averages.
+
+    `busy` is the share of the time that the rounds took which is in the samples.
+    """
 
     milliseconds: npt.NDArray[np.float64]
     runs_per_sample: tuple[int, ...]
+    busy: float = 1.0
 
     @property
     def count(self) -> int:
@@ -80,7 +84,9 @@ def run_rounds(
         for index in order.permutation(len(candidates)):
             row[index] = visit(candidates[index], repeats[index])
         rows.append(row)
-    return Rounds(np.array(rows).T, tuple(repeats))
+    milliseconds = np.array(rows).T
+    sampled = float((milliseconds.sum(axis=1) * repeats).sum())
+    return Rounds(milliseconds, tuple(repeats), sampled / max((clock() - start) / 1e6, sampled, 1e-9))
 
 
 def wall_timer(run: Run, repeats: int, clock: Callable[[], int] = time.perf_counter_ns) -> float:

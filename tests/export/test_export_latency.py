@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 import export
 from export.candidates import Candidate
 from export.latency import Settings, environment_warnings, summarise
+from export.rounds import Rounds
 
 
 def test_a_latency_is_consistent(files):
@@ -48,12 +49,23 @@ def summarised(samples):
     return summarise(samples, export.this_machine(), Settings("cpu", 1, 1, 0), 1, (), candidate)
 
 
+ONE = Settings("cpu", 1, 1, 0)
+
+
+def rounds(count, busy=1.0):
+    return Rounds(np.ones((1, count)), (1,), busy)
+
+
 def test_warnings_tell_load_and_too_few_rounds():
     quiet = replace(export.this_machine(), cores=2.0, load_before=0.9)
-    assert environment_warnings(quiet, 100) == ()
-    assert "load 1.1 on 2 usable cores" in environment_warnings(replace(quiet, load_before=1.1), 100)[0]
-    assert "only 30 rounds instead of 100" in environment_warnings(quiet, 30)[0]
-    assert environment_warnings(replace(quiet, load_before=None), 100) == ()
+    assert environment_warnings(quiet, rounds(100), ONE) == ()
+    assert "load 1.1 on 2 usable cores" in environment_warnings(replace(quiet, load_before=1.1), rounds(100), ONE)[0]
+    assert "only 30 rounds instead of 100" in environment_warnings(quiet, rounds(30), ONE)[0]
+    assert environment_warnings(replace(quiet, load_before=None), rounds(100), ONE) == ()
+    (text,) = environment_warnings(quiet, rounds(100, busy=0.5), ONE)
+    assert "other work had the core for 50% of the time" in text
+    assert "all took 2 times as long" in text
+    assert environment_warnings(quiet, rounds(100, busy=0.5), replace(ONE, threads=2)) == ()
 
 
 def test_a_file_that_loads_but_does_not_run_is_refused(files, tmp_path):

@@ -97,3 +97,12 @@ def test_a_timer_of_its_own_takes_the_samples():
     assert np.all(rounds.milliseconds == 3)
     assert timed[-rounds.count :] == [7] * rounds.count
     assert set(timed[: -rounds.count]) == {1}
+
+
+def test_the_share_of_the_time_that_samples_account_for_is_told():
+    assert timed(1.0, 3.0, seconds=2)[0].busy == pytest.approx(1.0)
+    watch = Stopwatch()
+    half = run_rounds(
+        [watch.candidate("a", 1.0)], seconds=1, seed=0, clock=watch, timer=lambda run, repeats: (run(), 0.5)[1]
+    )
+    assert half.busy == pytest.approx(0.5)
