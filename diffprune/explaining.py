@@ -111,7 +111,8 @@ def explain_lines(folder: Path, *, threads: int = 1, batch: int = 1) -> Iterator
     yield ""
     yield (
         f"all layers of the pruned file run at {100 * best:.0f} % of the roofline: {2 * roofline.macs / 1e6:.0f} "
-        f"GFLOP/s and {roofline.bytes / 1e6:.0f} GB/s, the fastest seen here with {threads} thread{'s' * (threads > 1)}"
+        f"GFLOP/s, {roofline.copies[0][1] / 1e6:.0f} GB/s in the caches and {roofline.copies[-1][1] / 1e6:.0f} GB/s in "
+        f"memory, the fastest seen here with {threads} thread{'s' * (threads > 1)}"
     )
     yield "the fastest of 20 profiled runs each; for the speed-up itself see report.html or `diffprune bench`"
 

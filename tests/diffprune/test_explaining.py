@@ -15,7 +15,7 @@ from diffprune.explaining import explain_lines, explained, why
 from export import LayerKind, Roofline, TimedLayer
 from export.layers import HALF_A_TICK
 
-ROOF = Roofline(macs=1e8, bytes=1e7, threads=1)
+ROOF = Roofline(macs=1e8, copies=((1 << 30, 1e7),), threads=1)
 CONV = LayerKind("Conv", (3, 3), (("pads", (1, 1, 1, 1)),), 1, (14, 14))
 DENSE = TimedLayer(CONV, (256, 256), "conv.weight", (1, 256, 14, 14), 1.2)
 
@@ -41,7 +41,7 @@ def test_the_reason_for_a_layer_that_did_not_get_faster(small: TimedLayer, reaso
 def test_a_matrix_with_one_row_is_bound_by_memory() -> None:
     dense = TimedLayer(LayerKind("MatMul", (), (), 1, (1,)), (4096, 4096), "fc.weight", (1, 4096), 8.0)
     assert (dense.macs, dense.bytes) == (4096**2, 4 * (4096**2 + 2 * 4096))
-    assert ROOF.ms(dense) == dense.bytes / ROOF.bytes
+    assert ROOF.ms(dense) == dense.bytes / 1e7
     small = replace(dense, widths=(2048, 4096), ms=7.0)
     assert why(dense, small, ROOF, 16) == "memory-bound"
 
@@ -113,3 +113,14 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"this is not a network")
     with pytest.raises(export.BadOnnx, match="cannot load the file"):
         list(explain_lines(tmp_path))
+
+
+def test_what_a_cache_holds_moves_faster_than_memory() -> None:
+    roof = Roofline(macs=1e8, copies=((1000, 5e7), (1_000_000, 1e7)), threads=1)
+    assert [roof.rate(moved) for moved in (10, 1000, 1001, 5_000_000)] == [5e7, 5e7, 1e7, 1e7]
+
+
+def test_a_measured_roofline_is_no_slower_where_less_is_moved() -> None:
+    rates = [rate for _, rate in export.measure_roofline().copies]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 0
