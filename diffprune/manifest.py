@@ -7,7 +7,7 @@ another manifest as well.
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -52,9 +52,22 @@ def write_manifest(folder: Path, config: Config, origin: Origin) -> Path:
         "seed": config.seed,
         "config": portable(config).model_dump(exclude_none=True),
         "origin": asdict(origin),
-        "files": {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in files},
+        "files": {path.name: _listed(path) for path in files},
     }
     return write_atomically(folder / NAME, _sealed(body))
+
+
+def list_too(folder: Path, names: Iterable[str]) -> Path:
+    """Add files that came into `folder` later, or changed; all others stay listed as they were. Raises BadRun."""
+    read_manifest(folder)
+    body = json.loads((folder / NAME).read_bytes())
+    del body["sha256"]
+    body["files"] |= {name: _listed(folder / name) for name in names}
+    return write_atomically(folder / NAME, _sealed(body))
+
+
+def _listed(path: Path) -> dict[str, str | int]:
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
 def read_manifest(folder: Path) -> Manifest:

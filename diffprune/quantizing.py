@@ -17,6 +17,7 @@ from diffprune import shipping
 from diffprune.config import Config, load_config
 from diffprune.data import Batches, Data, load_data
 from diffprune.errors import BadConfig, BadData, BadRun
+from diffprune.manifest import NAME, list_too
 from diffprune.quantized import warnings
 from diffprune.runfolder import as_json, write_atomically
 from diffprune.training import Event
@@ -96,6 +97,8 @@ def quantize_run(
         text = write_atomically(Path(drafts) / f"{name}.json", as_json(report))
         for file in (draft, text):
             os.replace(file, folder / file.name)
+    if (folder / NAME).is_file():
+        list_too(folder, (draft.name, text.name))
     return report
 
 

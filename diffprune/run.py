@@ -27,6 +27,7 @@ from diffprune.pruned import Origin
 from diffprune.report import render
 from diffprune.runfolder import RunFolder, create
 from diffprune.shipping import latency, measured, origin_of, save_dense, write_networks
+from diffprune.stored import TRAINED
 from diffprune.training import Event, Recipe, fit_
 from diffprune.verdict import missed, verdict
 
@@ -81,7 +82,7 @@ def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
         if config.parent_epochs:
             require_possible(prepared, budget, config, diary)
             _train_parent_(prepared, config, diary)
-            save_dense(prepared.model, folder.path / "dense.safetensors")
+            save_dense(prepared.model, folder.path / TRAINED)
         result = _compressed(prepared, config, budget, diary)
         origin = origin_of(config, prepared, result)
         report = _shipped(folder, prepared, config, origin, result, diary)

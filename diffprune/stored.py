@@ -9,6 +9,9 @@ from diffprune.manifest import read_manifest
 from diffprune.pruned import built, reloaded
 from diffprune.weights import fill_
 
+TRAINED = "dense.safetensors"
+"""The weights of the dense network, if the run trained it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stored:
@@ -32,7 +35,7 @@ def load_run(folder: Path) -> Stored:
     """
     manifest = read_manifest(folder)
     config, origin = manifest.config, manifest.origin
-    dense, trained = built(config, origin), folder / "dense.safetensors"
+    dense, trained = built(config, origin), folder / TRAINED
     if trained.is_file():
         fill_(dense, trained, config.model)
     return Stored(dense, reloaded(folder, config, origin), origin.example[:1])

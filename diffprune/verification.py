@@ -15,6 +15,7 @@ from diffprune.errors import DiffpruneError, NotVerified
 from diffprune.manifest import Manifest, read_manifest, versions
 from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, variants
 from diffprune.shipping import measured
+from diffprune.stored import TRAINED, load_run
 from export.drafts import sha256_of
 from export.errors import ExportError
 from export.statistics import ratio_interval, widened
@@ -56,6 +57,9 @@ def verify(run: str | Path) -> Iterator[Check]:
         yield _failed("network", error)
     else:
         yield Check("network", f"{SAVED} fits {config.model}")
+        if (folder / TRAINED).is_file():
+            dense = load_run(folder).dense
+            yield _check("parity, dense.onnx", partial(_parity, folder / "dense.onnx", dense, origin, None))
         for name, inside in variants(config, origin).items():
             file = folder / f"{name}.onnx"
             yield _check(f"parity, {file.name}", partial(_parity, file, network, origin, inside))
@@ -76,14 +80,16 @@ def _failed(name: str, error: Exception) -> Check:
 
 
 def _unchanged(folder: Path, manifest: Manifest) -> str:
-    """Every file is there with the bytes it had."""
+    """Every file is there with the bytes it had, and no network beside them."""
     there = {path.name: path for path in folder.iterdir() if path.is_file()}
     missing = [name for name in manifest.files if name not in there]
     changed = [name for name, digest in manifest.files.items() if name in there and sha256_of(there[name]) != digest]
-    if missing or changed:
-        facts = {"missing": missing, "changed": changed}
+    strange = [name for name in there if name.endswith(".onnx") and name not in manifest.files]
+    if missing or changed or strange:
+        facts = {"missing": missing, "changed": changed, "not listed": strange}
         raise NotVerified(
-            f"{len(missing) + len(changed)} of {len(manifest.files)} files are not those that were written",
+            f"{len(missing) + len(changed) + len(strange)} of {len({*manifest.files, *strange})} files are not those that "
+            "were written",
             at="; ".join(f"{how}: {', '.join(names)}" for how, names in facts.items() if names),
             effect="what was measured and checked in the run says nothing about these files",
             fix="copy the run again from where it was made, or run diffprune compress with its config.toml",
@@ -146,7 +152,15 @@ def _speed(folder: Path, manifest: Manifest) -> str:
     told = f"claimed {_range(claim)}, here {_range(export.Interval(found.speedup, found.low, found.high))}"
     warned = "".join(f"\n        warning: {text}" for text in found.warnings)
     if any(here[key] != value for key, value in made.items()):
-        return f"{told}, on another machine: the claim was made on {made['cpu']}, {made['cores']:g} cores{warned}"
+        elsewhere = f"{told}, on another machine: the claim was made on {made['cpu']}, {made['cores']:g} cores{warned}"
+        if claim.low > 1 and found.low <= 1:
+            raise NotVerified(
+                f"the pruned network is not measurably faster here: {elsewhere}",
+                at=f"latency.json; dense.onnx and pruned.onnx, {found.dense.setting}, {found.machine}",
+                effect="on this machine pruning gained no time",
+                fix="verify again while nothing else runs; if it stays so, compress for this machine",
+            )
+        return elsewhere
     if claim.low > found.high * REPEATS or found.low > claim.high * REPEATS:
         raise NotVerified(
             f"the speed-up does not come out again: {told}{warned}",

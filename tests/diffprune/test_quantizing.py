@@ -1,5 +1,6 @@
 """`diffprune quantize` as it is typed, on a finished run: what it writes, says, refuses and leaves alone."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from newcomer import MODULE, Outcome, typed, working_in
 import export
 from diffprune import quantizing
 from diffprune.data import load_data
+from diffprune.manifest import read_manifest
 from diffprune.quantized import warnings
 from diffprune.report import milliseconds, percent
 from export import recipes
@@ -63,7 +65,14 @@ def test_the_folder_gains_two_files_and_keeps_the_others(outcome: Outcome, here:
     before = {path.name: path.read_bytes() for path in (here / "finished").iterdir()}
     after = {path.name: path.read_bytes() for path in (here / "one").iterdir()}
     assert after.keys() - before.keys() == {"pruned-int8.onnx", "pruned-int8.json"}
+    old, new = before.pop("manifest.json"), after.pop("manifest.json")
     assert {name: after[name] for name in before} == before
+    listed, added = json.loads(old)["files"], json.loads(new)["files"]
+    assert {name: added[name] for name in listed} == listed
+    assert {name: added[name]["sha256"] for name in added.keys() - listed.keys()} == {
+        name: hashlib.sha256(after[name]).hexdigest() for name in ("pruned-int8.onnx", "pruned-int8.json")
+    }
+    read_manifest(here / "one")
     for name in after.keys() - before.keys():
         assert (here / "one" / name).stat().st_mode & 0o044
         for place in (here, Path.home(), Path(__file__).parents[2]):

@@ -20,7 +20,7 @@ import surgery
 from diffprune import shipping, verification
 from diffprune.config import config_from
 from diffprune.errors import BadRun
-from diffprune.manifest import read_manifest, write_manifest
+from diffprune.manifest import list_too, read_manifest, write_manifest
 from diffprune.models import load_model
 from diffprune.pruned import Origin
 from diffprune.shipping import write_networks
@@ -202,15 +202,37 @@ def test_a_claim_with_invented_samples_is_found_by_measuring(folder: Path) -> No
         verification._speed(folder, manifest)
 
 
-def test_on_another_machine_both_numbers_are_told(folder: Path, quiet: None) -> None:
+def test_on_another_machine_both_numbers_are_told(
+    folder: Path, quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def elsewhere(stored: dict[str, Any]) -> None:
         stored["machine"]["cpu"] = "Example 9000"
         stored.update(speedup=99.0, low=98.0, high=100.0)
 
     edit(folder / "latency.json", elsewhere)
+    here = verification.measured(folder, None)
+    here.speedup, here.low, here.high, here.dense = 1.2, 1.1, 1.3, SimpleNamespace(setting="batch 1")
+    monkeypatch.setattr(verification, "measured", lambda *_: here)
     told = verification._speed(folder, read_manifest(folder))
-    assert "claimed 99.00x (98.00 to 100.00), here " in told
+    assert "claimed 99.00x (98.00 to 100.00), here 1.20x (1.10 to 1.30)" in told
     assert "on another machine: the claim was made on Example 9000" in told
+    here.low = 0.99
+    with pytest.raises(verification.NotVerified, match="the pruned network is not measurably faster here"):
+        verification._speed(folder, read_manifest(folder))
+
+
+def test_a_network_that_nobody_listed_is_named(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    shutil.copy(folder / "pruned.onnx", folder / "pruned-int8.onnx")
+    with pytest.raises(verification.NotVerified, match=r"1 of \d+ files are not .*\n.*not listed: pruned-int8.onnx"):
+        verification._unchanged(folder, manifest)
+    list_too(folder, ["pruned-int8.onnx"])
+    listed = read_manifest(folder)
+    assert listed.files.items() - manifest.files.items() == {("pruned-int8.onnx", manifest.files["pruned.onnx"])}
+    assert f"{len(manifest.files) + 1} files have the sha256" in verification._unchanged(folder, listed)
+    (folder / "pruned-int8.onnx").write_bytes(b"damaged")
+    with pytest.raises(verification.NotVerified, match=r"changed: pruned-int8.onnx"):
+        verification._unchanged(folder, listed)
 
 
 def test_other_versions_explain_other_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
