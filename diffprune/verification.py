@@ -87,9 +87,9 @@ def _unchanged(folder: Path, manifest: Manifest) -> str:
     strange = [name for name in there if name.endswith(".onnx") and name not in manifest.files]
     if missing or changed or strange:
         facts = {"missing": missing, "changed": changed, "not listed": strange}
+        wrong, all_ = len(missing) + len(changed) + len(strange), len({*manifest.files, *strange})
         raise NotVerified(
-            f"{len(missing) + len(changed) + len(strange)} of {len({*manifest.files, *strange})} files are not those that "
-            "were written",
+            f"{wrong} of {all_} files are not those that were written",
             at="; ".join(f"{how}: {', '.join(names)}" for how, names in facts.items() if names),
             effect="what was measured and checked in the run says nothing about these files",
             fix="copy the run again from where it was made, or run diffprune compress with its config.toml",

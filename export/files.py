@@ -8,10 +8,10 @@ from onnx import TensorProto
 from export.candidates import Candidate
 from export.errors import BadOnnx, CannotMeasure
 from export.feeds import Shapes, input_specs, random_feed, runner
-from export.sessions import open_session, read_model
+from export.sessions import open_session, read_model, stored_tensors
 from export.settings import Settings
 
-WEIGHTS = {
+WEIGHTS: dict[int, str] = {
     TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16", TensorProto.DOUBLE: "fp64",
     TensorProto.INT8: "int8", TensorProto.UINT8: "int8",
 }
@@ -56,7 +56,7 @@ def _precision(path: Path, asked: str) -> str:
 def stored_precision(path: Path) -> str:
     """The type of most of a file's weights, by number; "fp32" for a file without any."""
     counts = dict.fromkeys(WEIGHTS.values(), 0)
-    for weight in read_model(path).graph.initializer:
+    for weight in stored_tensors(read_model(path)):
         if weight.data_type in WEIGHTS:
             counts[WEIGHTS[weight.data_type]] += math.prod(weight.dims)
     return max(counts, key=counts.__getitem__)

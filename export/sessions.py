@@ -44,7 +44,7 @@ def open_session(
     file = Path(path)
     if not os.path.isfile(file):
         raise BadOnnx(
-            "there is no such file", at=str(file), effect="nothing was run",
+            f"there is no such file{': it is a folder' * file.is_dir()}", at=str(file), effect="nothing was run",
             fix="check the path; export the model first",
         )
     on_cpu = _on_cpu(file, threads, profile_to)
@@ -53,7 +53,7 @@ def open_session(
 
 def _on_cpu(file: Path, threads: int, profile_to: Path | None) -> Any:
     options = _options(threads, profile_to)
-    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in read_model(file).graph.initializer)
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in stored_tensors(read_model(file)))
     without: dict[str, Any] = {"disabled_optimizers": ["MatmulTransposeFusion"]} if half else {}
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS["cpu"]], **without)
@@ -136,6 +136,12 @@ def read_model(path: str | Path) -> onnx.ModelProto:
             fix="put the data file beside the ONNX file, under this very name",
         )
     return model
+
+
+def stored_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Initializers, and the values of Constant nodes, which some exporters write in their place."""
+    constants = [node for node in model.graph.node if node.op_type == "Constant"]
+    return [*model.graph.initializer, *(a.t for node in constants for a in node.attribute if a.name == "value")]
 
 
 def data_files(model: onnx.ModelProto) -> list[str]:

@@ -30,6 +30,10 @@ class Settings:
         known("precision", self.precision, PRECISIONS)
         at_least_one(self.threads, f"{self.threads} threads", at="threads")
         at_least_one(self.batch, f"batch {self.batch}", at="batch")
+        if not _whole(self.seed) or self.seed < 0:
+            raise CannotMeasure(
+                f"seed {self.seed!r} asked", at="seed", effect="nothing was run", fix="give 0 or a larger whole number"
+            )
         for name, value in (("runtime", self.runtime), ("precision", self.precision)):
             if value in ("cuda-graph", "tf32") and self.device != "cuda":
                 raise CannotMeasure(
@@ -47,5 +51,12 @@ def known(name: str, value: str, possible: tuple[str, ...]) -> None:
 
 
 def at_least_one(count: int, words: str, *, at: str) -> None:
-    if count < 1:
-        raise CannotMeasure(f"{words} asked", at=at, effect="nothing was run", fix="ask for 1 or more")
+    if not _whole(count) or count < 1:
+        raise CannotMeasure(
+            f"{words} asked", at=at, effect="nothing was run", fix="ask for a whole number of 1 or more"
+        )
+
+
+def _whole(number: object) -> bool:
+    """Of numpy's as well."""
+    return hasattr(number, "__index__") and not isinstance(number, bool)

@@ -57,6 +57,17 @@ def test_the_result_names_the_precision_of_the_weights(tmp_path, dtype, name):
     assert export.measure(path, shapes={"images:0": (3, 9, 9)}, seconds=0.1).precision == name
 
 
+def test_weights_in_constant_nodes_are_weights_too(tmp_path):
+    path = foreign(tmp_path / "foreign.onnx", dtype=np.float16)
+    model = onnx.load(path)
+    for weight in model.graph.initializer:
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], [weight.name], value=weight))
+    del model.graph.initializer[:]
+    onnx.save(model, path)
+    assert stored_precision(path) == "fp16"
+    assert export.measure(path, shapes={"images:0": (3, 9, 9)}, seconds=0.1).precision == "fp16"
+
+
 def test_eight_bit_weights_and_none_at_all(tmp_path):
     path = foreign(tmp_path / "foreign.onnx")
     model = onnx.load(path)
