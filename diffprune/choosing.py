@@ -88,7 +88,7 @@ def choose(
         landing, measured = watch.land(budget, gated.scores(), round_to, gated.gate_of, tell)
         doubts = watch.doubts(measured)
         met = {"reached": measured.speedup, "low": measured.low, "high": measured.high, "note": None}
-    met = {"kind": budget.kind, "asked": budget.asked, **met, "round_to": round_to}
+    met = {"kind": budget.kind, "asked": budget.asked, **met, "round_to": round_to, "reopened": landing.reopened}
     warnings = concerns(gated, aim, landing, start.flat, steps) + untouched(gated.size, round_to) + doubts
     network = gated.folded(landing.flat) if steps else parent
     return Choice(network, gated.size.keep(landing.flat), met, steps, warnings)

@@ -190,8 +190,8 @@ def bench(
 @app.command()
 def explain(
     run: Annotated[Path, typer.Argument(help="folder of a finished run")],
-    threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
-    batch: Annotated[int, typer.Option(help="images at once")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads  [those of the run]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="images at once  [those of the run]")] = None,
 ) -> None:
     """Say where the time of a run's networks goes, layer by layer.
 

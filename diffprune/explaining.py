@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import export
+from diffprune.config import load_config
 from diffprune.errors import BadRun
 from diffprune.tables import add_row, table
 from export import NodeTime, Roofline, TimedLayer
@@ -68,8 +69,11 @@ def why(dense: TimedLayer, small: TimedLayer, roofline: Roofline, step: int) -> 
     return "below the roofline"
 
 
-def explain_lines(folder: Path, *, threads: int = 1, batch: int = 1) -> Iterator[Any]:
-    """Lines and tables for a terminal. Raises BadRun if the folder lacks one of the two files."""
+def explain_lines(folder: Path, *, threads: int | None = None, batch: int | None = None) -> Iterator[Any]:
+    """Lines and tables for a terminal, with the threads and images at once that the run was measured with, or others.
+
+    Raises BadRun if the folder lacks one of the two files.
+    """
     files = [folder / "dense.onnx", folder / "pruned.onnx"]
     for file in files:
         if not file.is_file():
@@ -79,6 +83,10 @@ def explain_lines(folder: Path, *, threads: int = 1, batch: int = 1) -> Iterator
                 effect="nothing was explained",
                 fix="give the folder of a finished run of `diffprune compress`",
             )
+    stored = folder / "config.toml"
+    config = load_config(stored) if stored.is_file() else None
+    threads = threads or (config.threads if config else 1)
+    batch = batch or (config.latency_batch if config else 1)
     (dense, dense_rest), (pruned, pruned_rest) = (
         export.layers_of(file, threads=threads, batch=batch) for file in files
     )

@@ -18,11 +18,15 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Landing:
-    """A structure that meets its budget: `flat` units kept, shape (units,); `note` says why it falls short, if so."""
+    """A structure that meets its budget: `flat` units kept, shape (units,); `note` says why it falls short, if so.
+
+    `reopened` units are kept only because widths come in steps.
+    """
 
     flat: Tensor
     reached: float
     note: str | None
+    reopened: int = 0
 
 
 def steps(size: SizeModel, round_to: int) -> list[int]:
@@ -70,15 +74,17 @@ def land(
     low, high = -1, len(levels) - 1  # levels[high] fits, levels[low] does not; -1 is left to _fill
     while high - low > 1:
         middle = (low + high) // 2
-        rounded = [width.rounded(levels[middle]) for width in widths]
-        low, high = (low, middle) if cost(rounded, levels[middle]) <= limit else (middle, high)
+        trial = [width.rounded(levels[middle]) for width in widths]
+        low, high = (low, middle) if cost(trial, levels[middle]) <= limit else (middle, high)
     level = levels[high]
-    counts = _fill([width.rounded(level) for width in widths], widths, lambda c: cost(c, level) <= limit)
+    rounded = [width.rounded(level) for width in widths]
+    reopened = sum(count - width.above(level) for count, width in zip(rounded, widths, strict=True))
+    counts = _fill(rounded, widths, lambda c: cost(c, level) <= limit)
     reached = cost(counts, level)
     short = reached < budget.share * (1 - TOLERANCE)
     step = "bundle of units" if all(width.bundled for width in widths) else f"step of {round_to} channels"
     note = f"no further {step} fits into the rest of the budget" if short else None
-    return Landing(opened(counts, level), reached, note)
+    return Landing(opened(counts, level), reached, note, reopened)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +101,13 @@ class _Width:
     def order(self) -> Tensor:
         return self.scores.argsort(descending=True, stable=True)
 
+    def above(self, threshold: float) -> int:
+        """How many units are, or must stay in any case."""
+        return max(int((self.scores > threshold).sum()), self.fewest)
+
     def rounded(self, threshold: float) -> int:
-        """How many units are above the threshold, in whole steps."""
-        asked = max(int((self.scores > threshold).sum()), self.fewest)
+        """The same in whole steps."""
+        asked = self.above(threshold)
         return min(-(-asked // self.step) * self.step, len(self.scores))
 
     def opened(self, count: int, threshold: float) -> Tensor:

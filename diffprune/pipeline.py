@@ -100,7 +100,8 @@ def compress(
     graph = surgery.trace(parent, example)
     gated = attach(parent, graph, gate=gate, bundles=bundles(graph) if callable(bundles) else bundles)
     timed = budget.kind == "speedup"
-    step = round_to or (export.probe_step(threads=threads).multiple if timed else 1)
+    probed = export.probe_step(threads=threads) if timed and not round_to else None
+    step = round_to or (probed.multiple if probed else 1)
     total = max(1, round(epochs * length(train))) if epochs else 0
     with tempfile.TemporaryDirectory() as folder:
         watch = None
@@ -116,7 +117,7 @@ def compress(
         dense_accuracy, examples = accuracy(parent, val)
         on_event({"phase": "dense", "accuracy": dense_accuracy})
         choice = choose(gated, parent, batches, budget, recipe, round_to=step, total=total, watch=watch, tell=on_event)
-    warnings = choice.warnings
+    warnings = choice.warnings + ([probed.doubt] if probed and probed.doubt else [])
     for text in warnings:
         on_event({"phase": "warning", "text": text})
 

@@ -78,7 +78,7 @@ def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
             diary.warn(f"the data names {named} of the {prepared.logits} logits, so the ONNX files carry no labels")
         if budget.kind != "speedup" and (config.parent_epochs or config.epochs):  # else the layers are measured first
             require_exportable(prepared)
-        config = _resolved(config, diary)
+        config, alignment = _resolved(config, diary)
         if config.parent_epochs:
             require_possible(prepared, budget, config, diary)
             _train_parent_(prepared, config, diary)
@@ -86,7 +86,7 @@ def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
         result = _compressed(prepared, config, budget, diary)
         origin = origin_of(config, prepared, result)
         report = _shipped(folder, prepared, config, origin, result, diary)
-        report["seconds"] = time.perf_counter() - started
+        report |= {"alignment": alignment, "seconds": time.perf_counter() - started}
         folder.write_json("report.json", report)
         folder.write_text("report.html", render(report))
         folder.write_text("MODEL_CARD.md", model_card(report, origin))
@@ -96,12 +96,15 @@ def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
     return Finished(Path(config.output), report)
 
 
-def _resolved(config: Config, tell: Event) -> Config:
-    """`config` with the alignment that was probed, so that running it again needs no probe."""
+def _resolved(config: Config, diary: Diary) -> tuple[Config, dict[str, Any]]:
+    """`config` with the step that was probed, so that running it again needs no probe; and what was measured for it."""
     if config.round_to != "auto":
-        return config
-    tell({"phase": "probe"})
-    return config.model_copy(update={"round_to": export.probe_step(threads=config.threads).multiple})
+        return config, {}
+    diary({"phase": "probe"})
+    step = export.probe_step(threads=config.threads)
+    if step.doubt:
+        diary.warn(step.doubt)
+    return config.model_copy(update={"round_to": step.multiple}), step.as_dict()
 
 
 def _train_parent_(prepared: Prepared, config: Config, tell: Event) -> None:

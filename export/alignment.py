@@ -35,6 +35,16 @@ class Step:
     misfit: Mapping[int, float]
     source: Literal["probe", "instruction set", "tensor cores"]
 
+    @property
+    def doubt(self) -> str | None:
+        """A sentence where the measurement did not decide."""
+        if self.source == "probe":
+            return None
+        return (
+            f"which widths are fast here could not be measured clearly, so multiples of {self.multiple} are taken, by "
+            f"the {self.source}: stop other work and try again, or give round_to"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, whose keys are strings."""
         return {

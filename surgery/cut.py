@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from surgery.graph import OVER, SOURCE, ChannelGraph, Keep
 from surgery.norms import gate_norm_, is_gated, narrow_gate_, norm_units
-from surgery.rebuilding import GROUPS, copied, rebuilt
+from surgery.rebuilding import GROUPS, copied, rebuilt, without_caches_
 
 RECEIPT = "surgery_receipt"
 """The attribute of a cut network that holds its Receipt."""
@@ -53,6 +53,7 @@ def mask_(model: nn.Module, graph: ChannelGraph, keep: Mapping[str, Tensor]) -> 
     for name, units in norm_units(graph).items():
         if not flat[units].all():
             gate_norm_(model.get_submodule(name), flat[units].float().to(device))
+    without_caches_(model)
 
 
 def cut(model: nn.Module, graph: ChannelGraph, keep: Keep) -> nn.Module:
@@ -98,6 +99,7 @@ def cut_to(
             narrow_gate_(module, kept[name][0])
     dense = {**graph.shapes, **graph.buffers, **{name: (n,) for name, n in graph.sizes.items()}}
     sizes |= _new_groups(model, small)
+    without_caches_(small)
     before = getattr(model, RECEIPT, Receipt({}, {}))
     setattr(small, RECEIPT, _compose(before, {n: dense[n] for n in kept if n not in sizes}, kept, sizes))
     return small

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from surgery.capture import ExampleInputs
+from surgery.capture import ExampleInputs, restored
 from surgery.doubts import Supposition, lookalikes, ranks, settle
 from surgery.errors import CaptureFailed, NotFollowed
 from surgery.graph import ChannelGraph, ChannelGroup
@@ -42,7 +42,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, finder: str = "nam
     if finder not in FINDERS:
         raise ValueError(f"finder is one of {', '.join(FINDERS)}; got {finder!r}")
     _require_network(model)
-    with twinned(model):
+    with twinned(model), restored(model.parameters()):
         seen = observe(model, example_inputs)
         graph = _Search(model, example_inputs, seen).run()
     if finder == "torch-pruning":

@@ -124,10 +124,10 @@ def chunk(call: "Call", x: Tensor, chunks: int, axis: int = 0) -> list[Tensor]:
 
 
 def split(call: "Call", x: Tensor, sizes: Any, axis: int = 0) -> Any:
-    """Into parts of spelled sizes. Equal parts are tied as in `chunk`."""
+    """Into parts of spelled sizes. Parts of one size are tied as in `chunk`; a list may hold equal ones by chance."""
     parts = list(call.run(x, sizes, axis))
     if axis % x.dim() in varying(x) and len(parts) > 1:
-        if len({part.shape for part in parts}) == 1:
+        if isinstance(sizes, int) and len({part.shape for part in parts}) == 1:
             for part in parts[1:]:
                 call.names.tie(part, parts[0])
         call.doubt(x, f"of channels into {sizes}")

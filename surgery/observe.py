@@ -24,6 +24,7 @@ from surgery.capture import (
 from surgery.errors import CaptureFailed
 from surgery.names import NEUTRAL, compact, dense, everywhere
 from surgery.observed import Node, Observed, State
+from surgery.rebuilding import copied
 
 COSTLY = {
     "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::conv_transpose1d", "aten::conv_transpose2d",
@@ -39,7 +40,8 @@ def observe(model: nn.Module, example_inputs: ExampleInputs, before: Observed | 
     The costly operators are not computed unless the forward fails without, or decides by values.
     A module whose forward decides by the values of tensors is a black box: all that passes through its own code is
     pinned, the modules that it calls are followed each by itself. `before`: what was seen of the network before a cut;
-    where a rule depends on how many channels there are, it is the same again.
+    where a rule depends on how many channels there are, it is the same again. Each run has a copy of its own, so that
+    nothing that a forward remembers, such as a cache, goes from one into another or stays in `model`.
     """
     boxes: dict[str, str] = {}
     computing = False
@@ -66,12 +68,13 @@ class Run(Listener):
         before: Observed,
     ) -> None:
         super().__init__()
-        self.model, self.example, self.boxes, self.computing = model, example_inputs, boxes, computing
+        self.model = copied(model, {id(p): p for p in model.parameters()})
+        self.example, self.boxes, self.computing = example_inputs, boxes, computing
         self.before = before
         self.seen, self.counting = Observed(computed=computing), True
-        self.states = {id(state.value): state for state in _states(model)}
-        self.seen.owned = frozenset(self.states)
-        self.foreign = before.owned - self.seen.owned
+        self.states = {id(state.value): state for network in (model, self.model) for state in _states(network)}
+        self.seen.owned = frozenset(id(state.value) for state in _states(model))
+        self.foreign = before.owned - self.states.keys()
         self.known: Any = WeakTensorKeyDictionary()
         self.node_of: Any = WeakTensorKeyDictionary()
         self.used: set[str] = set()

@@ -126,17 +126,20 @@ def _results(call: "Call") -> list[Tensor]:
 RULES: dict[str, Rule] = {
     **LAYER_RULES,
     **CONTRACTION_RULES,
-    **rows(arithmetic, "add sub mul div divide multiply subtract true_divide pow rsub"),
+    **rows(
+        arithmetic,
+        "add sub mul div divide multiply subtract true_divide pow rsub addcdiv addcmul celu clamp clamp_max clamp_min "
+        "elu eq floor_divide fmod ge gt hardshrink hardtanh le leaky_relu lerp lt masked_fill maximum minimum ne "
+        "remainder softplus softshrink threshold where",
+    ),
     **rows(
         elementwise,
-        "_to_copy abs acos addcdiv addcmul alias alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or ceil "
-        "celu clamp clamp_max clamp_min clone contiguous copy cos detach dropout elu eq erf erfc exp expm1 "
-        "feature_alpha_dropout feature_dropout fill floor floor_divide fmod frac ge gelu gt hardshrink hardsigmoid "
-        "hardswish hardtanh heaviside isfinite isinf isnan le leaky_relu lerp lift_fresh lift_fresh_copy log log10 "
-        "log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum mish "
-        "nan_to_num ne neg negative reciprocal relu relu6 remainder resolve_conj resolve_neg "
-        "round rrelu rsqrt selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square tan tanh "
-        "threshold to type_as trunc where xlogy zero",
+        "_to_copy abs acos alias alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or ceil clone "
+        "contiguous copy cos detach dropout erf erfc exp expm1 feature_alpha_dropout feature_dropout fill floor frac "
+        "gelu hardsigmoid hardswish heaviside isfinite isinf isnan lift_fresh lift_fresh_copy log log10 log1p log2 "
+        "log_sigmoid logical_and logical_not logical_or logical_xor mish nan_to_num neg negative reciprocal relu relu6 "
+        "resolve_conj resolve_neg round rrelu rsqrt selu sgn sigmoid sign silu sin sinh softsign sqrt square tan tanh "
+        "to type_as trunc xlogy zero",
     ),
     **MOVEMENT_RULES,
     **rows(

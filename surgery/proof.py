@@ -113,7 +113,10 @@ class Proof:
         failure = self._misread(trial, small)
         if failure:
             return failure
-        output = self._output(small)
+        try:
+            output = self._output(small)
+        except Exception as error:  # what a copy remembers of the dense one, such as a cache, does not fit it
+            return Failure(f"a cut network does not run ({str(error).splitlines()[0] if str(error) else error!r})")
         del small  # one copy of the network at a time
         masked = self._masked(trial)
         try:

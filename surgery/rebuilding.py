@@ -67,6 +67,19 @@ def rebuilt(
     return small
 
 
+def without_caches_(model: nn.Module) -> None:
+    """Modules with a `train` of their own make or drop there what they compute once (LeViT its attention biases): anew,
+    from the weights that they have now. Modes stay."""
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.no_grad():
+        for module, training in modes:
+            if type(module).train is not nn.Module.train:
+                module.train(not training)
+                module.train(training)
+    for module, training in modes:
+        module.training = training
+
+
 def _ends(name: str) -> list[int]:
     """Where the names of a module and of all modules around it end."""
     return [0, *(i for i, letter in enumerate(name) if letter == "."), len(name)]

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def first(here: Path) -> Outcome:
     """The run, whose alignment is probed: 4 is found."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "probe_step", lambda threads: SimpleNamespace(multiple=4))
+        patch.setattr(export, "probe_step", lambda threads: export.Step(4, {64: 1.0}, {4: 0.0}, "probe"))
         outcome = typed(*COMMAND.split())
     assert outcome.code == 0, outcome.err
     return outcome
@@ -103,6 +102,8 @@ def test_the_report_has_every_key(report: dict[str, Any]) -> None:
         assert at(report, key) is not None, key
     assert report["budget"]["asked"] == 0.5
     assert report["budget"]["round_to"] == 4
+    assert report["budget"]["reopened"] >= 0
+    assert report["alignment"] == {"multiple": 4, "source": "probe", "evidence": {"64": 1.0}, "misfit": {"4": 0.0}}
     assert 0 < report["budget"]["reached"] <= 0.5
     assert report["budget"]["reached"] > 0.49 or report["budget"]["note"] in report["warnings"]
     assert report["macs"]["pruned"] <= 0.5 * report["macs"]["dense"]

@@ -111,3 +111,9 @@ def test_the_stacks_are_the_networks_they_claim_to_be(tmp_path):
     found = open_session(tmp_path / "stack.onnx").run(None, {"input": x.numpy()})[0]
     assert y.abs().max() > 0
     assert torch.allclose(torch.from_numpy(found), y, rtol=1e-4, atol=1e-5 * float(y.abs().max()))
+
+
+def test_a_step_that_was_not_measured_says_so():
+    assert decide(staircase(8)).doubt is None
+    text = decide(dict.fromkeys(WIDTHS, 1.0)).doubt
+    assert text.startswith("which widths are fast here could not be measured clearly, so multiples of")
