@@ -60,7 +60,9 @@ PEERS = {
     "uniform": Peer(lambda: tp.importance.GroupMagnitudeImportance(p=2), across=False),
     "random": Peer(tp.importance.RandomImportance),
 }
-"""The settings are those of torch-pruning's own CIFAR script; "uniform" takes the same share of every layer."""
+"""The regularisers' strengths are those of torch-pruning's own CIFAR script, which gives group_sl normalizer="max" as
+well; here it has the default, "mean". Without training magnitude, group-norm and growing-reg are one and the same.
+"uniform" takes the same share of every layer."""
 
 
 def macs(model: nn.Module, example: Tensor) -> int:

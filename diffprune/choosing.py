@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import surgery
@@ -37,7 +38,7 @@ class Choice:
 
 def score_(gated: GatedModel, parent: nn.Module, images: Tensor, scores: Scores, budget: Budget) -> None:
     """Start the logits of `gated` from what each unit is worth, per cost. Raises BadData."""
-    worth = scores(parent, gated.graph, images).detach().double().cpu()
+    worth = torch.as_tensor(scores(parent, gated.graph, images)).detach().double().cpu()
     if worth.shape != (gated.size.units,) or (worth < 0).any():
         raise _bad_scores(
             f"{gated.size.units} units got scores of shape {tuple(worth.shape)}, the least {worth.min():g}",
@@ -45,8 +46,9 @@ def score_(gated: GatedModel, parent: nn.Module, images: Tensor, scores: Scores,
         )
     if not worth.isfinite().all():
         raise _bad_scores(
-            "the network computes values that are not finite from the first training batches",
-            "look for values that are not finite in the data or the weights",
+            "scores are no finite numbers: the network computes values that are not finite from the first training "
+            "batches, or what gives the scores does",
+            "look for values that are not finite in the data, in the weights, and in scores of your own",
         )
     gated.start_from_(per_cost(worth, budget, gated.size))
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def compress(
     """
     recipe = recipe or Recipe()
     started = time.perf_counter()
-    if epochs < 0 or (round_to is not None and round_to < 1):
+    if not 0 <= epochs < inf or (round_to is not None and round_to < 1):
         raise BadBudget(
             f"epochs={epochs} and round_to={round_to}; at least 0 and 1 are asked",
             at="compress",
@@ -128,7 +129,8 @@ def compress(
     reached = budget.left(gated.size, gated.size.flat(keep))
     on_event({"phase": "cut", "accuracy": stages["after_cut"], "reached": reached, "masked_vs_cut": error})
     with staying_closed(small, graph, keep):
-        compensate_(small, parent, graph, keep, images)
+        if recipe.compensate:
+            compensate_(small, parent, graph, keep, images)
         recalibrate_(small, train)
         stages["after_recalibration"] = stages["pruned"] = accuracy(small, val)[0]
         on_event({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})

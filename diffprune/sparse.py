@@ -76,6 +76,8 @@ class SparseModel(nn.Module):
 
         The others are multiplied by their hard gates, those that this opens by the smallest open one.
         """
+        if not 0 < share <= 1:
+            raise ValueError(f"share is above 0 and at most 1; got {share}")
         best = self.logits.detach().topk(max(int(share * self.logits.numel()), 1)).indices
         keep = torch.zeros_like(self.logits).index_fill(0, best, 1.0)
         gates = with_open(self.gate.hard(self.logits + self.shift).detach()) * keep

@@ -31,7 +31,8 @@ class Recipe:
     added to it. `clip` is the longest that the gradient of all weights together may be, if anything: training from
     scratch under a tight budget asks for it, a recovery has a limit of its own. With `precision` "bfloat16" networks
     run under autocast, which takes half the time where the processor has such instructions (GPUs, AVX512_BF16) and
-    much more where it has not; weights, gates and losses stay float32.
+    much more where it has not; weights, gates and losses stay float32. With `compensate` what is left is fitted to the
+    dense network after the cut, by least squares.
     """
 
     lr: float = 0.01
@@ -43,8 +44,14 @@ class Recipe:
     warm_up: float = 0.05
     clip: float | None = None
     precision: Precision = "float32"
+    compensate: bool = True
 
     def __post_init__(self) -> None:
+        if not 0 <= self.distill <= 1 or not self.temperature > 0 or not self.lr >= 0:
+            raise ValueError(
+                "distill is a share from 0 to 1, temperature above 0 and lr at least 0; got "
+                f"distill={self.distill}, temperature={self.temperature}, lr={self.lr}"
+            )
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision is one of {', '.join(get_args(Precision))}; got {self.precision!r}")
 

@@ -87,6 +87,39 @@ def test_a_method_runs_its_steps_on_a_device(
     assert not torch.equal(small.linear.weight, untrained.linear.weight)
 
 
+def test_a_peer_trains_on_the_first_order_of_the_data(
+    dense: nn.Module, images: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shuffled() -> torch.utils.data.DataLoader:  # type: ignore[type-arg]
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1)),
+                                           torch.arange(64) % 10),
+            batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3),
+        )  # fmt: skip
+
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(frontier, "fit_", lambda model, batches, *_, **__: seen.append(next(batches)[0]))
+    loader = shuffled()
+    data = Data(loader, loader, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
+    frontier.peer("magnitude", frontier.Setup(dense, data, *images, 4, 0.6, 0, Recipe()))
+    assert torch.equal(seen[0], next(iter(shuffled()))[0])
+
+
+def test_networks_whose_files_are_gone_keep_an_unknown_latency(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(frontier, "RESULTS", tmp_path / "frontier.json")
+    monkeypatch.setattr(frontier, "LATENCY", tmp_path / "latency.json")
+    monkeypatch.setattr(frontier, "FILES", tmp_path / "nowhere")
+    monkeypatch.setattr(frontier, "PICTURE", tmp_path / "picture.svg")
+    found = {"accuracy": 0.9, "macs_left": 0.5, "steps": 0, "seconds": 60.0}
+    monkeypatch.setattr(frontier, "measure", lambda *_: found)
+    words = "frontier --data . --depth 56 --epochs 0 --factors 2 --seeds 0"
+    monkeypatch.setattr("sys.argv", words.split())
+    frontier.main()
+    assert "| ResNet-56 | 0 | 2x | diffprune | 90.00 | 2.00x | unknown | 1.0 | 1 |" in capsys.readouterr().out
+
+
 def test_torchvisions_resnet18_for_small_images_is_trained_once(
     images: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,7 @@ def test_the_report_holds_every_number(result: Result) -> None:
     stages = {"dense", "after_cut", "after_recalibration", "pruned"}
     assert report["accuracy"].keys() == stages | {"examples"}
     assert all(0 <= report["accuracy"][stage] <= 1 for stage in stages)
-    assert report["budget"].keys() == {"kind", "asked", "reached", "note", "round_to"}
+    assert report["budget"].keys() == {"kind", "asked", "reached", "note", "round_to", "reopened"}
     assert report["macs"].keys() == report["params"].keys() == {"dense", "pruned"}
     assert (report["budget"]["kind"], report["budget"]["asked"], report["budget"]["round_to"]) == ("macs", 0.5, 1)
     training = report["training"]
@@ -310,6 +310,8 @@ def test_what_is_refused_before_any_training(parent: nn.Module, train: Batches, 
     refused(BudgetUnreachable, "the least reachable is 0.0", parent, train, val, budget=Budget(macs=1e-4))
     refused(BudgetUnreachable, "smaller round_to", parent, train, val, budget=Budget(macs=0.2), round_to=16)
     refused(BadBudget, "epochs=-1", parent, train, val, epochs=-1)
+    refused(BadBudget, "epochs=nan", parent, train, val, epochs=float("nan"))
+    refused(BadBudget, "epochs=inf", parent, train, val, epochs=float("inf"))
     refused(BadBudget, "round_to=0", parent, train, val, round_to=0)
     refused(BadData, "the training data is empty", parent, [], val)
     refused(BadData, "train is a generator, which can be read only once", parent, once(), val)
@@ -486,3 +488,13 @@ def test_a_network_that_cannot_be_copied_says_so() -> None:
     model = nn.Sequential(*list(PLAIN)[:-1], nn.utils.weight_norm(nn.Linear(16, 4)))
     with pytest.raises(surgery.NotCopied, match="remove old weight norms"):
         compress(model, SEEN, SEEN, budget=Budget(macs=0.6), epochs=0)
+
+
+def test_the_fit_can_be_left_out(
+    parent: nn.Module, train: Batches, val: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[object] = []
+    monkeypatch.setattr("diffprune.pipeline.compensate_", lambda *args: fitted.append(args))
+    for asked in (True, False):
+        compress(parent, train, val, budget=Budget(macs=0.5), epochs=0, recipe=Recipe(compensate=asked))
+        assert len(fitted) == 1

@@ -95,3 +95,9 @@ def test_a_layer_of_zeros_leaves_numbers() -> None:
     assert sparse.logits.isfinite().all()
     plain = sparse.folded(0.5)
     assert int((plain[0].weight != 0).sum()) == 28, "zeros come last"
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share is above 0 and at most 1"):
+        SparseModel(nn.Linear(4, 4)).folded(share)

@@ -262,3 +262,9 @@ def test_data_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("diffprune.data.own.imported", lambda *_: lambda: (Endless(), few))
     with pytest.raises(BadData, match="does not end after 50 batches"):
         from_user("their:data", None)
+
+
+@pytest.mark.parametrize("wrong", [{"distill": 2.0}, {"temperature": 0.0}, {"lr": -0.1}, {"lr": float("nan")}])
+def test_a_recipe_that_cannot_train_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="distill is a share from 0 to 1"):
+        Recipe(**wrong)
