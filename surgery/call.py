@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from surgery.capture import Restart, source_line, tensors_in
+from surgery.capture import Restart, source_lines, tensors_in
 from surgery.graph import OVER, SOURCE, Layer
 from surgery.names import NEUTRAL, dense, everywhere, varying, width
 from surgery.observed import Axis, Doubt, State
@@ -221,7 +221,7 @@ class Call:
         if not varying(names):
             return
         spelled = sizes or (-1,) * names.dim()
-        key = f"{self.name} at {source_line()}"
+        key = f"{self.name} at {source_lines()}"
         text = f"{self.name} at {self.where} {text}"
         constants, given = (self.constants, ()) if of_values else ((), self._given_widths())
         self._seen.doubts.append(Doubt(key, text, names, spelled, self.owner, of_values, constants, given))

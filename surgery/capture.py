@@ -240,6 +240,17 @@ def source_line() -> str:
     return _place(traceback.walk_stack(sys._getframe(1)))
 
 
+def source_lines() -> str:
+    """The line of the network's code that is running and those that called it, up to the forward of its module."""
+    lines = []
+    for frame, line in traceback.walk_stack(sys._getframe(1)):
+        if not _foreign(frame.f_code.co_filename):
+            lines.append(f"{frame.f_code.co_qualname}, line {line} of {frame.f_code.co_filename}")
+            if frame.f_code.co_name == "forward":
+                break
+    return ", called by ".join(lines)
+
+
 def _source_line(error: Exception) -> str:
     """The innermost line of the traceback that is the network's."""
     return _place(reversed([*traceback.walk_tb(error.__traceback__)]))

@@ -34,7 +34,8 @@ class Axis:
 class Doubt:
     """A number or constant of the forward that may not follow a cut.
 
-    `key` is the operator with its line of code, the same in every block that runs this line; `names` those of the
+    `key` is the operator with its lines of code, from the one that runs to that of the forward around it, the same in
+    every block that runs them; `names` those of the
     result; `sizes` what was spelled out per axis of the result (-1: left open) by the code of the module `owner`.
     A doubt `of_values` is about the numbers `constants` that the channels meet, for they may belong to the width; each
     broadcasts to the result. All other doubts are about shapes and places; `given` are the widths, as names of shape

@@ -203,6 +203,32 @@ def test_a_bound_that_is_a_width_is_found_though_the_example_never_meets_it(boun
     assert any(f"{bound} at" in pin.reason for pin in graph.pinned)
 
 
+def parts(x: Tensor, groups: int, channels: int) -> Tensor:
+    """A helper that several layers share, as einops.rearrange is one."""
+    return x.view(x.shape[0], groups, channels, *x.shape[2:])
+
+
+def test_a_helper_that_one_caller_gives_a_number_blames_that_caller_only() -> None:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.groups = 4
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 6, 1)
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            x = parts(x, self.groups, x.shape[1] // self.groups).flatten(1, 2).relu()
+            x = parts(self.b(x), 3, 4).flatten(1, 2).relu()
+            return self.head(self.c(x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    graph = surgery.trace(Calls().eval(), X)
+    assert {"a", "c"} <= {group.name for group in graph.groups}
+    assert "b" not in graph.by_name
+    assert [pin.reason for pin in graph.pinned if pin.where == "b"]
+
+
 def test_parts_of_unequal_size_are_no_pair_where_a_cut_makes_them_equal() -> None:
     """Partial convolution (FasterNet)."""
 
