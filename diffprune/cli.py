@@ -143,9 +143,12 @@ def inspect(
     """
     shape, step = image_shape(input_, model), multiple(round_to)
     from diffprune.inspection import inspection
+    from diffprune.progress import Progress
 
-    budgets = {"macs": macs, "params": params, "speedup": speedup}
-    _print(*inspection(model, weights, shape, classes=classes, **budgets, round_to=step, threads=threads, batch=batch))
+    options: dict[str, Any] = {"macs": macs, "params": params, "speedup": speedup, "threads": threads, "batch": batch}
+    with Progress() as progress:
+        lines = inspection(model, weights, shape, classes=classes, **options, round_to=step, tell=progress)
+    _print(*lines)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from diffprune.report import count
 from diffprune.stopwatch import stopwatch
 from diffprune.tables import add_row, table
 from diffprune.timed import TimedSize
+from diffprune.training import Event
 from export import Comparison
 
 
@@ -32,6 +33,7 @@ def inspection(
     round_to: int = 1,
     threads: int = 1,
     batch: int = 1,
+    tell: Event = lambda event: None,
 ) -> list[Any]:
     """Lines and tables for a terminal: groups with their shares, what is pinned and why, how far budgets reach.
 
@@ -57,10 +59,11 @@ def inspection(
     lines += [_reach(budget, share, size, round_to) for budget, share in zip(budgets, asked, strict=True)]
     if faster:
         with TemporaryDirectory() as folder:
-            place, silent = Path(folder), (lambda event: None)
+            place = Path(folder)
             model = model if weights else alive(model)
-            watch = stopwatch(model, graph, example, place, step=round_to, threads=threads, batch=batch, tell=silent)
+            watch = stopwatch(model, graph, example, place, step=round_to, threads=threads, batch=batch, tell=tell)
             lines[2] = _groups(watch.size)
+            tell({"phase": "measure"})
             lines.append(_fastest(faster, watch.fastest(round_to), round_to))
     return lines
 

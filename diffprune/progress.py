@@ -49,6 +49,7 @@ class Progress:
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._live,
+            auto_refresh=False,  # what is measured between two events has the core to itself
         )
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, int] = {}
@@ -86,7 +87,7 @@ class Progress:
         schedule = ONE_SCHEDULE.get(phase, phase)
         if schedule not in self._tasks:
             self._tasks[schedule] = self._bars.add_task(title, total=steps, status=status)
-        self._bars.update(self._tasks[schedule], completed=step, status=status, description=title)
+        self._bars.update(self._tasks[schedule], completed=step, status=status, description=title, refresh=True)
 
     def _line(self, phase: str, part: int, text: str) -> None:
         if part > self._told.get(phase, -1):
@@ -100,12 +101,13 @@ class Progress:
         if self._live and phase not in CLOCKED:
             self._bars.start()
             self._waiting = self._bars.add_task(STAGES[phase], total=None, status="")
+            self._bars.refresh()
         else:
             self._print(STAGES[phase])
 
     def _end_waiting(self) -> None:
         if self._waiting is not None:
-            self._bars.update(self._waiting, total=1, completed=1)
+            self._bars.update(self._waiting, total=1, completed=1, refresh=True)
             self._waiting = None
 
     def _print(self, text: str) -> None:

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import BadOnnx
-from export.machine import this_machine
+from export.machine import cpu_kind, this_machine
 from export.profiling import RUNS as PROFILED
 from export.profiling import NodeTime, profile
 from export.sessions import read_model
@@ -158,7 +158,8 @@ def cache_folder() -> Path:
 def _target(threads: int, batch: int) -> str:
     """Names what a measurement holds for: CPU, runtime, threads, batch, precision."""
     machine = this_machine()
-    text = json.dumps([machine.cpu, machine.isa, machine.onnxruntime, threads, batch, "fp32", RUNS])
+    kind = machine.cpu, *cpu_kind(), machine.isa, machine.onnxruntime
+    text = json.dumps([*kind, threads, batch, "fp32", RUNS])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

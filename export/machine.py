@@ -73,6 +73,13 @@ def instruction_sets(cpuinfo: dict[str, str] | None = None) -> tuple[str, ...]:
     return {"AVX2": ("avx2",), "AVX512": ("avx2", "avx512f")}.get(level, ())
 
 
+def cpu_kind() -> tuple[str, ...]:
+    """What tells CPUs apart that go by one name: family, model and stepping on x86, part and variant on ARM."""
+    fields = _cpuinfo(Path("/proc/cpuinfo"))
+    keys = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant")
+    return tuple(fields.get(key, "") for key in keys)
+
+
 def usable_cores(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
     """The cores this process may use: its affinity, limited by the CPU quota of its control groups (v2 and v1)."""
     cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
