@@ -68,10 +68,17 @@ def _weighted(call: "Call", term: str, x: Any, letters: str, weight: State, out:
 
 def einsum(call: "Call", equation: str, operands: list[Any], *_: Any, **__: Any) -> Tensor:
     given, out = equation.replace(" ", "").partition("->")[::2]
-    terms = given.split(",")
-    if "..." in equation or not out or any(len(set(term)) < len(term) for term in terms):
+    *terms, out = _lettered([*given.split(","), out], [len(operand.shape) for operand in operands])
+    if not out or any(len(set(term)) < len(term) for term in terms):
         raise CannotFollow(f"{equation} is not followed")
     return contract(call, terms, out, operands)
+
+
+def _lettered(terms: list[str], ranks: list[int]) -> list[str]:
+    """Letters in place of "...", whose axes broadcast as those of matmul do."""
+    counts = [max(0, rank - len(term) + 3) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=False)]
+    free = "".join(letter for letter in string.ascii_letters if letter not in "".join(terms))[: max(counts)]
+    return [term.replace("...", free[len(free) - n :]) for term, n in zip(terms, [*counts, len(free)], strict=True)]
 
 
 def matmul(call: "Call", a: Any, b: Any) -> Tensor:

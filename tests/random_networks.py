@@ -496,7 +496,7 @@ class Attention(Step):
         if self.via == "fused":
             y = F.scaled_dot_product_attention(q, k, v)
         elif self.via == "einsum":
-            weights = torch.einsum("nhqd,nhkd->nhqk", q, k).softmax(-1)
+            weights = torch.einsum("...qd,...kd->...qk", q, k).softmax(-1)
             y = torch.einsum("nhqk,nhkd->nhqd", weights, v)
         else:
             scores = q @ k.transpose(-2, -1) * m.scale

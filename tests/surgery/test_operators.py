@@ -99,6 +99,8 @@ UNARY: dict[str, Forward] = {
     "layer_norm over space": lambda x: F.layer_norm(x, (4, 4)),
     "instance_norm": lambda x: F.instance_norm(x),
     "einsum that permutes": lambda x: torch.einsum("nchw->nhwc", x),
+    "einsum with dots": lambda x: torch.einsum("n...w,...w->n...", x, x),
+    "einsum per head with dots": lambda x: torch.einsum("...cs,...ct->...st", *[x.flatten(2).unflatten(1, (4, 2))] * 2),
     "pad channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)),
     "unfold": lambda x: F.unfold(x, 2),
     "fold": lambda x: F.fold(x.flatten(2)[..., :1], 2, 2),
