@@ -34,20 +34,24 @@ COSTLY = {
 """Operators of which only the shape matters here. What no channel has a part in is always computed."""
 
 
-def observe(model: nn.Module, example_inputs: ExampleInputs, before: Observed | None = None) -> Observed:
+def observe(
+    model: nn.Module, example_inputs: ExampleInputs, before: Observed | None = None, *, spent: bool = False
+) -> Observed:
     """Run `model` on names, in eval mode; if layers are left over, in training mode too. Raises CaptureFailed.
 
     The costly operators are not computed unless the forward fails without, or decides by values.
     A module whose forward decides by the values of tensors is a black box: all that passes through its own code is
     pinned, the modules that it calls are followed each by itself. `before`: what was seen of the network before a cut;
     where a rule depends on how many channels there are, it is the same again. Each run has a copy of its own, so that
-    nothing that a forward remembers, such as a cache, goes from one into another or stays in `model`.
+    nothing that a forward remembers, such as a cache, goes from one into another or stays in `model`; unless that is
+    `spent`, and nobody runs it afterwards.
     """
     boxes: dict[str, str] = {}
     computing = False
     while True:
         try:
-            return Run(model, example_inputs, boxes, computing or bool(boxes), before or Observed()).run()
+            network = model if spent else copied(model, {id(p): p for p in model.parameters()})
+            return Run(model, network, example_inputs, boxes, computing or bool(boxes), before or Observed()).run()
         except _BlackBox as found:
             boxes[found.module] = found.reason
         except CaptureFailed as failed:
@@ -64,16 +68,15 @@ class _BlackBox(Restart):
 
 class Run(Listener):
     def __init__(
-        self, model: nn.Module, example_inputs: ExampleInputs, boxes: Mapping[str, str], computing: bool,
-        before: Observed,
+        self, original: nn.Module, model: nn.Module, example_inputs: ExampleInputs, boxes: Mapping[str, str],
+        computing: bool, before: Observed,
     ) -> None:
         super().__init__()
-        self.model = copied(model, {id(p): p for p in model.parameters()})
-        self.example, self.boxes, self.computing = example_inputs, boxes, computing
+        self.model, self.example, self.boxes, self.computing = model, example_inputs, boxes, computing
         self.before = before
         self.seen, self.counting = Observed(computed=computing), True
-        self.states = {id(state.value): state for network in (model, self.model) for state in _states(network)}
-        self.seen.owned = frozenset(id(state.value) for state in _states(model))
+        self.states = {id(state.value): state for network in (original, model) for state in _states(network)}
+        self.seen.owned = frozenset(id(state.value) for state in _states(original))
         self.foreign = before.owned - self.states.keys()
         self.known: Any = WeakTensorKeyDictionary()
         self.node_of: Any = WeakTensorKeyDictionary()

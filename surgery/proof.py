@@ -93,14 +93,15 @@ class Proof:
 
     def _misshapen(self, trial: _Trial) -> Failure | None:
         """`_misread` of a cut network whose weights hold no values, if none are needed."""
-        return self._misread(trial, cut_to(self.model, trial.graph, trial.alive, hollow=not self.seen.computed))
+        small = cut_to(self.model, trial.graph, trial.alive, hollow=not self.seen.computed)
+        return self._misread(trial, small, spent=True)
 
-    def _misread(self, trial: _Trial, small: nn.Module) -> Failure | None:
+    def _misread(self, trial: _Trial, small: nn.Module, *, spent: bool = False) -> Failure | None:
         """Does the cut network run, read the names that the dense one did, and compute with the same constants?"""
         self.cuts += 1
         try:
             with twinned(small):
-                again = observe(small, self.example, self.seen)
+                again = observe(small, self.example, self.seen, spent=spent)
         except SurgeryError as error:
             return Failure(f"a cut network does not run ({str(error).splitlines()[0]})")
         if not self._same_names(again, trial.alive):
