@@ -100,12 +100,15 @@ class Stopwatch:
             export.CannotMeasure: a machine too noisy to tell.
         """
         found: list[Try] = []
-
-        def attempt(expected: Budget) -> bool:
-            """Whether the search may go on."""
+        ask = budget.asked
+        while len(found) < TRIES:
+            expected = self.predictable(Budget(speedup=max(ask, 1 / LARGEST)), round_to, gate_of)
             landing = land(expected, self.size, scores, round_to=round_to, gate_of=gate_of)
             if any(torch.equal(landing.flat, other.flat) for other, _ in found):
-                return False
+                if ask == SMALLEST or not _all_slow(budget, found):
+                    break
+                ask = SMALLEST  # steps are too coarse for what was asked: is there anything faster at all?
+                continue
             measured = self.measure(landing.flat)
             if _meets(budget, measured):
                 measured = self.measure(landing.flat, 2 * SECONDS)
@@ -119,12 +122,9 @@ class Stopwatch:
                     "high": measured.high,
                 }
             )
-            return not _meets(budget, measured)
-
-        going = attempt(self.predictable(budget, round_to, gate_of))
-        while going and len(found) < TRIES:
+            if _meets(budget, measured):
+                break
             ask = SMALLEST if len(found) == LAST_RESORT and _all_slow(budget, found) else _next(budget, found)
-            going = attempt(self.predictable(Budget(speedup=max(ask, 1 / LARGEST)), round_to, gate_of))
         return _best(budget, found, round_to)
 
     def doubts(self, measured: Comparison) -> list[str]:
