@@ -50,10 +50,9 @@ def concerns(gated: GatedModel, budget: Budget, landing: Landing, start: Tensor,
         and (left < COLLAPSED * group.units or (left == 1 and group.units >= NARROWEST))
     ]
     if collapsed:
-        named = f"{', '.join(collapsed[:3])}{', ...' * (len(collapsed) > 3)}"
         found.append(
             f"{len(collapsed)} layer{'s' * (len(collapsed) > 1)} collapsed to a single unit or less than "
-            f"{COLLAPSED:.0%} of them: {named}; a larger budget keeps them alive"
+            f"{COLLAPSED:.0%} of them: {_some(collapsed)}; a larger budget keeps them alive"
         )
     return found
 
@@ -69,8 +68,13 @@ def untouched(size: SizeModel, round_to: int) -> list[str]:
         return []
     return [
         f"{len(groups)} of {len(size.graph.groups)} groups are one step of {round_to} channels wide and stay whole: "
-        f"{', '.join(groups[:3])}{', ...' * (len(groups) > 3)}; a smaller round_to cuts them, at a loss of speed"
+        f"{_some(groups)}; a smaller round_to cuts them, at a loss of speed"
     ]
+
+
+def _some(names: list[str]) -> str:
+    """The first three."""
+    return f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"
 
 
 LOST = 0.01
