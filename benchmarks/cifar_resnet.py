@@ -1,20 +1,8 @@
-"""ResNets for CIFAR-10: those of He et al. 2016 (section 4.2) with published weights, and torchvision's resnet18."""
+"""ResNets for CIFAR-10: those of He et al. 2016 (section 4.2), and torchvision's resnet18."""
 
-from pathlib import Path
-
-import torch
 import torch.nn.functional as F
 import torchvision
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-from diffprune.data import Data
-from diffprune.feeding import endless
-from diffprune.training import Recipe, fit_
-from export import cache_folder
-
-EPOCHS = 30
-"""How long resnet18 is trained, of which no weights for CIFAR-10 are published with torchvision: minutes on a GPU."""
 
 
 class Block(nn.Module):
@@ -51,34 +39,11 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def pretrained(depth: int, data: Path) -> CifarResNet:
-    """ResNet-20 or ResNet-56 with the weights in `data`/weights."""
-    model = CifarResNet((depth - 2) // 6)
-    model.load_state_dict(load_file(data / "weights" / f"cifar10_resnet{depth}.safetensors"))
-    return model.eval()
-
-
 def resnet18() -> nn.Module:
     """torchvision's, with a 3x3 stem and no pooling behind it, as small images ask for."""
     model = torchvision.models.resnet18(num_classes=10)
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     return model
-
-
-def trained_resnet18(data: Data, device: str, epochs: int = EPOCHS) -> nn.Module:
-    """Trained once and remembered in `cache_folder()`."""
-    torch.manual_seed(0)
-    model, file = resnet18(), cache_folder() / f"cifar10_resnet18_{epochs}.safetensors"
-    if not file.is_file():
-        recipe = Recipe(lr=0.1, distill=0.0, precision="bfloat16" if device == "cuda" else "float32")
-        model, total = model.to(device, memory_format=torch.channels_last), epochs * len(data.train)
-        fit_(model, endless(data.train), recipe, steps=range(total), total=total, phase="parent")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
-        save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, draft)
-        draft.replace(file)
-    model.cpu().load_state_dict(load_file(file))
-    return model.eval()
 
 
 def resnet20() -> nn.Module:

@@ -1,15 +1,14 @@
 """Accuracy against MACs and against measured CPU latency: diffprune beside torch-pruning's pruners.
 
     python -m benchmarks.frontier --data PATH --precision bfloat16
-    python -m benchmarks.frontier --data PATH --precision bfloat16 --device cuda --depth 56 18 --epochs 5 12 \
-        --factors 2 2.1 2.57 5 --seeds 0
+    python -m benchmarks.frontier --data PATH --precision bfloat16 --device cuda --networks resnet56 resnet18 \
+        --epochs 5 12 --factors 2 2.1 2.57 5 --seeds 0
 
 From the same weights, in the same data order, with the same total number of training steps (a search or sparse
 training counts), the same distillation, hints and schedule afterwards; last step, all 10,000 test images. Every
-finished cell is written at once, and a second call continues where the first stopped. Depth 18 is torchvision's
-resnet18 with a 3x3 stem, which is trained first. When all networks are trained their latency is measured, on the CPU
-whatever the device; until then their ONNX files lie beside the results. Of networks whose files are gone, because the
-results were taken elsewhere, the latency stays unknown.
+finished cell is written at once, and a second call continues where the first stopped. When all networks are trained
+their latency is measured, on the CPU whatever the device; until then their ONNX files lie beside the results. Of
+networks whose files are gone, because the results were taken elsewhere, the latency stays unknown.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import copy
 import itertools
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import export
 from benchmarks.cells import Cell, markdown, run_cells, spread, stored
-from benchmarks.cifar_resnet import pretrained, trained_resnet18
+from benchmarks.parents import PARENTS
 from benchmarks.peers import PEERS, SPARSE_SHARE, macs, pruned, sparsify_
 from diffprune import Budget, compress
 from diffprune.calibration import CALIBRATION
@@ -43,14 +43,12 @@ FILES = RESULTS.with_name("frontier")
 PICTURE = Path(__file__).parents[1] / "docs" / "frontier.svg"
 OURS = {"diffprune": 1, "diffprune-4": 4}
 """Ours with widths as they come, like the peers, and with multiples of 4, which onnxruntime computes faster."""
-CELL = ("depth", "epochs", "factor", "method", "seed", "precision", "device")
+CELL = ("network", "epochs", "factor", "method", "seed", "precision", "device")
 """What tells one cell from the others. A seed on a GPU is another run: rounding and the noise of gates differ."""
 NOISE = 1.2
 """An interval whose ends are further apart than this factor tells nothing about a speed-up."""
 SECONDS = 5.0
 """Of interleaved runs, of which one takes 1 to 4 ms."""
-BEST_PEERS = ("taylor", "magnitude", "uniform")
-"""The best two means of the grid of ResNet-20 with an epoch, and magnitude, which is near taylor at 2x."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,15 @@ class Setup:
 
 
 def setup(cell: Cell, folder: Path, device: str) -> Setup:
-    spec, seed = f"cifar10:{folder / 'cifar10'}", cell["seed"]
+    parent, seed = PARENTS[cell["network"]], cell["seed"]
+    spec = parent.data.format(folder)
     data = load_data(spec, batch=128, seed=seed)
     plain = load_data(spec, batch=CALIBRATION, seed=seed, augment=False)
     x, labels = (part.to(device) for part in next(iter(plain.train)))
     steps = round(cell["epochs"] * len(data.train))
-    depth = cell["depth"]
-    model = trained_resnet18(load_data(spec, batch=128), device) if depth == 18 else pretrained(depth, folder)
+    model = parent.trained(folder, device)
     model = model.to(device, memory_format=torch.channels_last)  # a sixth faster to train, also on the CPU
-    recipe = Recipe(precision=cell.get("precision", "float32"))
+    recipe = Recipe(precision=cell.get("precision", "float32"), hints=parent.hints)
     return Setup(model, data, x, labels, steps, 1 / cell["factor"], seed, recipe)
 
 
@@ -99,7 +97,8 @@ def peer(name: str, given: Setup) -> nn.Module:
     sparsify_(dense, method, layers, batches, recipe, steps=sparse, total=given.steps, parent=given.model)
     small = pruned(dense, method, given.share, kept, given.x, given.labels, given.seed)
     recalibrate_(small, given.data.train if given.steps else [given.x])  # as ours, which reads the same batches then
-    with hinting(small, given.model, same_inputs(small, given.model), {}) as hint:
+    hints = hinting(small, given.model, same_inputs(small, given.model), {}) if recipe.hints else nullcontext()
+    with hints as hint:
         fit_(
             small, batches, recipe, steps=range(sparse, given.steps), total=given.steps, parent=given.model, hint=hint,
             phase="recover",
@@ -121,8 +120,9 @@ def same_inputs(small: nn.Module, dense: nn.Module) -> list[str]:
 def outer_layers(model: nn.Module) -> list[str]:
     """All but what lies inside of blocks. torch-pruning runs with the residual width free as well, and loses more: 21 %
     in place of 50 % with magnitude on ResNet-20 at half the MACs, recalibrated."""
-    outer = ("linear", "fc", "conv1")
-    return [name for name, _ in model.named_modules() if name in outer or name.endswith((".conv2", ".downsample.0"))]
+    classifier = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
+    ends = (".conv2", ".downsample.0")
+    return [name for name, _ in model.named_modules() if name in ("conv1", classifier) or name.endswith(ends)]
 
 
 def measure(cell: Cell, folder: Path, device: str = "cpu") -> Cell:
@@ -136,6 +136,7 @@ def measure(cell: Cell, folder: Path, device: str = "cpu") -> Cell:
         "macs_left": macs(small, image) / macs(dense, image),
         "steps": given.steps,
         "seconds": seconds,
+        **trained_on(device),
     }
     FILES.mkdir(parents=True, exist_ok=True)
     export.to_onnx(small, image, small_file(cell))
@@ -145,12 +146,18 @@ def measure(cell: Cell, folder: Path, device: str = "cpu") -> Cell:
     return found
 
 
+def trained_on(device: str) -> Cell:
+    """The processor: cells of one file may come from several machines."""
+    here = export.this_machine()
+    return {"gpu": here.gpu} if device == "cuda" else {"cpu": ", ".join((here.cpu, *here.isa))}
+
+
 def small_file(cell: Cell) -> Path:
     return FILES / ("-".join(str(cell[key]) for key in CELL if key in cell) + ".onnx")
 
 
 def dense_file(cell: Cell) -> Path:
-    return FILES / f"{cell['depth']}.onnx"
+    return FILES / f"{cell['network']}.onnx"
 
 
 def time_of(cell: Cell) -> Cell:
@@ -161,17 +168,17 @@ def time_of(cell: Cell) -> Cell:
 
 
 def grid(
-    depths: Iterable[int], epochs: Iterable[float], factors: Iterable[float], seeds: Iterable[int],
+    networks: Iterable[str], epochs: Iterable[float], factors: Iterable[float], seeds: Iterable[int],
     precision: str = "float32", device: str = "cpu",
 ) -> list[Cell]:
-    """Seed by seed, so that a table can be read early. ResNet-56 not at 3x, and against the best peers only."""
+    """Seed by seed, so that a table can be read early. ResNet-56 not at 3x."""
     trained = {"precision": precision, "device": device}
     cells: list[Cell] = []
-    for seed, depth, epoch, factor in itertools.product(seeds, depths, epochs, factors):
-        if depth == 56 and factor == 3:
+    for seed, network, epoch, factor in itertools.product(seeds, networks, epochs, factors):
+        if network == "resnet56" and factor == 3:
             continue
-        for method in (*OURS, *(PEERS if depth == 20 else BEST_PEERS)):
-            cell = {"depth": depth, "epochs": epoch, "factor": factor, "method": method, "seed": seed}
+        for method in (*OURS, *PARENTS[network].peers):
+            cell = {"network": network, "epochs": epoch, "factor": factor, "method": method, "seed": seed}
             cells.append(cell | trained if epoch else cell)
     return cells
 
@@ -200,11 +207,11 @@ def table(results: list[Cell]) -> str:
     """One line for each setting and method: mean and sample standard deviation over the runs; minutes on the CPU."""
     rows, groups = [], {}
     for r in results:
-        groups.setdefault((r["depth"], r["epochs"], training(r), r["factor"], r["method"]), []).append(r)
-    for (depth, _, trained, factor, method), mine in sorted(groups.items(), key=lambda item: item[0][:4]):
+        groups.setdefault((r["network"], r["epochs"], training(r), r["factor"], r["method"]), []).append(r)
+    for (network, _, trained, factor, method), mine in sorted(groups.items(), key=lambda item: item[0][:4]):
         minutes = [r["seconds"] / 60 for r in mine if r.get("device") != "cuda" and "gpu" not in r]
         rows.append((
-            f"ResNet-{depth}", trained, f"{factor:g}x", method, spread([100 * r["accuracy"] for r in mine]),
+            PARENTS[network].title, trained, f"{factor:g}x", method, spread([100 * r["accuracy"] for r in mine]),
             f"{1 / mean(r['macs_left'] for r in mine):.2f}x",
             spread([r["speedup"] for r in steady(mine)]) if steady(mine) else "unknown",
             f"{mean(minutes):.1f}" if minutes else "unknown", str(len(mine)),
@@ -218,21 +225,22 @@ def picture(results: list[Cell], path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    settings = sorted({(r["depth"], r["epochs"], training(r)) for r in results})
+    settings = sorted({(r["network"], r["epochs"], training(r)) for r in results})
     methods = [m for m in (*OURS, *PEERS) if any(r["method"] == m for r in results)]
     with rc_context({"svg.hashsalt": "frontier"}):  # the same file from the same results
         figure = Figure(figsize=(10, 3.6 * len(settings)), layout="constrained")
         panels = figure.subplots(len(settings), 2, squeeze=False)
-        for (depth, _, trained), row in zip(settings, panels, strict=True):
+        for (network, _, trained), row in zip(settings, panels, strict=True):
             for axes, key, label in zip(row, ("macs", "latency"), ("MACs left", "latency left"), strict=True):
                 for method in methods:
-                    mine = [r for r in results if (r["depth"], training(r), r["method"]) == (depth, trained, method)]
+                    line = (network, trained, method)
+                    mine = [r for r in results if (r["network"], training(r), r["method"]) == line]
                     mine = steady(mine) if key == "latency" else mine
                     points = [_point(mine, factor, key) for factor in sorted({r["factor"] for r in mine})]
                     if points:
                         x, y, error = zip(*points, strict=True)
                         axes.errorbar(x, y, error, marker="o", ms=3, label=method, **_style(method))
-                axes.set(xlabel=label, ylabel="accuracy %", title=f"ResNet-{depth}, epochs: {trained}")
+                axes.set(xlabel=label, ylabel="accuracy %", title=f"{PARENTS[network].title}, epochs: {trained}")
                 axes.grid(alpha=0.3)
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
         figure.savefig(path, metadata={"Date": None})
@@ -254,15 +262,15 @@ def _point(mine: list[Cell], factor: float, key: str) -> tuple[float, float, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/ and weights/")
-    parser.add_argument("--depth", type=int, nargs="+", default=[20, 56], choices=[18, 20, 56])
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/, MNIST/ and weights/")
+    parser.add_argument("--networks", nargs="+", default=["lenet5", "resnet20", "resnet56"], choices=PARENTS)
     parser.add_argument("--epochs", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--factors", type=float, nargs="+", default=[2, 3, 5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="to train on")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="to train in")
     args = parser.parse_args()
-    cells = grid(args.depth, args.epochs, args.factors, args.seeds, args.precision, args.device)
+    cells = grid(args.networks, args.epochs, args.factors, args.seeds, args.precision, args.device)
     run_cells(RESULTS, cells, lambda cell: measure(cell, args.data, args.device))
     run_cells(LATENCY, [cell for cell in cells if small_file(cell).exists()], time_of)
     print(table([found for found in results() if any(cell.items() <= found.items() for cell in cells)]))

@@ -13,7 +13,8 @@ from torch import nn
 import surgery
 from benchmarks import coverage
 from benchmarks.cells import markdown, run_cells, stored
-from benchmarks.cifar_resnet import CifarResNet, pretrained
+from benchmarks.cifar_resnet import CifarResNet
+from benchmarks.parents import PARENTS
 from diffprune.data import load_data
 from diffprune.recover import accuracy
 from surgery import SizeModel
@@ -143,7 +144,7 @@ def test_what_shortcuts_pad_is_pinned_and_all_else_is_free() -> None:
 
 @pytest.mark.skipif(not (DATA / "weights").is_dir(), reason="the CIFAR-10 images and weights are not at hand")
 def test_published_weights_reach_their_accuracy_and_a_tenth_can_go() -> None:
-    model = pretrained(20, DATA)
+    model = PARENTS["resnet20"].trained(DATA, "cpu")
     data = load_data(f"cifar10:{DATA / 'cifar10'}", batch=500)
     some = [batch for batch, _ in zip(data.val, range(2), strict=False)]
     right, count = accuracy(model, some)

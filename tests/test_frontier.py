@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from zoo import randomised
 
-from benchmarks import frontier
+from benchmarks import frontier, parents
 from benchmarks.cells import run_cells
-from benchmarks.cifar_resnet import CifarResNet, trained_resnet18
+from benchmarks.cifar_resnet import CifarResNet
+from benchmarks.parents import PARENTS
 from benchmarks.peers import PEERS, macs, pruned, sparsify_
 from diffprune.data import Batches, Data
 from diffprune.feeding import endless
@@ -114,27 +115,40 @@ def test_networks_whose_files_are_gone_keep_an_unknown_latency(
     monkeypatch.setattr(frontier, "PICTURE", tmp_path / "picture.svg")
     found = {"accuracy": 0.9, "macs_left": 0.5, "steps": 0, "seconds": 60.0}
     monkeypatch.setattr(frontier, "measure", lambda *_: found)
-    words = "frontier --data . --depth 56 --epochs 0 --factors 2 --seeds 0"
+    words = "frontier --data . --networks resnet56 --epochs 0 --factors 2 --seeds 0"
     monkeypatch.setattr("sys.argv", words.split())
     frontier.main()
     assert "| ResNet-56 | 0 | 2x | diffprune | 90.00 | 2.00x | unknown | 1.0 | 1 |" in capsys.readouterr().out
 
 
-def test_torchvisions_resnet18_for_small_images_is_trained_once(
-    images: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "shape", "outer"), [
+    ("lenet5", (1, 28, 28), {"9"}),
+    ("resnet18", (3, 32, 32), {"conv1", "fc", "layer2.0.conv2", "layer2.0.downsample.0"}),
+])
+def test_a_parent_without_published_weights_is_trained_once(
+    name: str, shape: tuple[int, int, int], outer: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    batches = Batches(8, 1, lambda: iter([images]))
-    data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
-    first, again = (trained_resnet18(data, "cpu", epochs=1) for _ in range(2))
+    x, labels = torch.randn(8, *shape), torch.randint(10, (8,))
+    batches = Batches(8, 1, lambda: iter([(x, labels)]))
+    data = Data(batches, batches, tuple("0123456789"), shape, (0.0,) * shape[0], (1.0,) * shape[0])
+    monkeypatch.setattr(parents, "load_data", lambda spec: data)
+    parent = replace(PARENTS[name], epochs=1)
+    first, again = (parent.trained(tmp_path, "cpu") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    assert first.layer4(first.layer3(first.layer2(first.layer1(first.conv1(images[0]))))).shape == (8, 512, 4, 4)
-    assert {"conv1", "fc", "layer2.0.conv2", "layer2.0.downsample.0"} <= set(frontier.outer_layers(first))
+    assert first(x).shape == (8, 10)
+    assert outer <= set(frontier.outer_layers(first))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+
+
+def test_small_images_keep_their_size_in_torchvisions_resnet18() -> None:
+    net = PARENTS["resnet18"].build()
+    assert net.layer1(net.maxpool(net.conv1(torch.zeros(1, 3, 32, 32)))).shape == (1, 64, 32, 32)
 
 
 def cells() -> list[frontier.Cell]:
-    common = {"depth": 20, "epochs": 0.0, "factor": 2, "macs_left": 0.5, "speedup": 1.5, "low": 1.4, "high": 1.6,
-              "seconds": 60.0}
+    common = {"network": "resnet20", "epochs": 0.0, "factor": 2, "macs_left": 0.5, "speedup": 1.5, "low": 1.4,
+              "high": 1.6, "seconds": 60.0}
     return [
         {**common, "method": method, "seed": seed, "accuracy": accuracy + seed / 100}
         for method, accuracy in (("diffprune", 0.84), ("magnitude", 0.50)) for seed in (0, 1)
@@ -179,9 +193,9 @@ def test_the_seed_decides_what_is_random(dense: nn.Module, images: tuple[torch.T
 
 
 def test_the_grid_asks_resnet56_of_the_best_peers_only() -> None:
-    grid = frontier.grid([20, 56], [0.0, 1.0], [2, 3, 5], [0, 1], "bfloat16", "cuda")
+    grid = frontier.grid(["resnet20", "resnet56"], [0.0, 1.0], [2, 3, 5], [0, 1], "bfloat16", "cuda")
     assert len(grid) == 2 * (2 * 3 * (2 + len(PEERS)) + 2 * 2 * 5)
-    assert grid[0] == {"depth": 20, "epochs": 0.0, "factor": 2, "method": "diffprune", "seed": 0}
+    assert grid[0] == {"network": "resnet20", "epochs": 0.0, "factor": 2, "method": "diffprune", "seed": 0}
     assert all((cell.get("precision"), cell.get("device")) == (("bfloat16", "cuda") if cell["epochs"] else (None, None))
                for cell in grid)
 
@@ -192,13 +206,13 @@ def test_a_cell_is_trained_first_and_timed_when_all_are(
     x, labels = images
     batches = Batches(8, 2, lambda: iter([(x, labels)] * 2))
     data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
-    given = frontier.Setup(copy.deepcopy(dense), data, x, labels, 2, 0.5, 0, Recipe(precision="bfloat16"))
+    given = frontier.Setup(copy.deepcopy(dense), data, x, labels, 2, 0.5, 0, Recipe())
     monkeypatch.setattr(frontier, "setup", lambda cell, folder, device: given)
     for name in ("RESULTS", "LATENCY"):
         monkeypatch.setattr(frontier, name, tmp_path / f"{name}.json")
     monkeypatch.setattr(frontier, "FILES", tmp_path / "files")
     monkeypatch.setattr(frontier, "SECONDS", 0.5)
-    cells = [{"depth": 20, "epochs": 1.0, "factor": 2, "method": "uniform", "seed": 0, "precision": "bfloat16"}]
+    cells = [{"network": "resnet20", "epochs": 1.0, "factor": 2, "method": "uniform", "seed": 0}]
     (trained,) = run_cells(frontier.RESULTS, cells, lambda cell: frontier.measure(cell, tmp_path))
     assert trained["steps"] == 2
     assert "speedup" not in trained
