@@ -12,7 +12,7 @@ from diffprune.errors import BadData
 from diffprune.feeding import Batches, ending, endless, logits, require_labels, unpack
 
 CALIBRATION = 1000
-"""Images that the cut layers are fitted to; twice as many gain 0.2 points (docs/method.md)."""
+"""Images that the cut layers are fitted to; twice as many gain 0.2 points (docs/experiments.md)."""
 
 ELEMENTS = 1 << 24
 """Values that these images may have together: 1000 of CIFAR's, 111 of 3 x 224 x 224."""

@@ -19,7 +19,7 @@ from diffprune.stopwatch import Stopwatch
 from diffprune.training import Event, Recipe
 
 SEARCH_SHARE = 0.05
-"""Share of all training steps that is spent on the search; the rest recovers. See docs/method.md."""
+"""Share of all training steps that is spent on the search; the rest recovers. See docs/experiments.md."""
 
 Scores = Callable[[nn.Module, surgery.ChannelGraph, Tensor], Tensor]
 """From a network, its graph and images to what each unit is worth: shape (units,), at least 0, in graph order."""

@@ -18,7 +18,7 @@ def hinted(graph: ChannelGraph) -> list[str]:
     """The weights of layers that hints are for: those that read what others read as well, such as a residual stream.
 
     Inside of a block the few channels that are left may well find other uses, and end 0.1 to 0.2 points higher
-    (docs/method.md). Where each layer alone reads what it reads, all are hinted.
+    (docs/experiments.md). Where each layer alone reads what it reads, all are hinted.
     """
     shared = {slot.tensor for group in graph.groups if len(group.readers) > 1 for slot in group.readers}
     weights = fixed_rows(graph)

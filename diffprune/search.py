@@ -12,7 +12,7 @@ from diffprune.gated import GatedModel
 from diffprune.training import Event, Recipe, answers, forward, require_finite, step_
 
 GATE_LR = 0.005
-"""Adam, constant. Larger ones follow the noise of single batches: 0.02 ended 0.3 points lower (docs/method.md)."""
+"""Adam, constant. Larger ones follow the noise of single batches: 0.02 ended 0.3 points lower (docs/experiments.md)."""
 
 RAMP = 0.4
 """Share of the search in which the target falls from the dense cost to the budget."""

@@ -26,9 +26,9 @@ class Recipe:
     """How weights are trained: SGD with Nesterov momentum under one one-cycle schedule.
 
     `lr` is the peak; 0.01 is a tenth of the rate such networks are usually trained from scratch with: a larger one
-    throws away what a cut network still knows (docs/method.md). `distill` is the share of the loss that imitates the
-    dense parent at `temperature`; `hints` the weight of the distance between what the layers of both read, which is
-    added to it. `clip` is the longest that the gradient of all weights together may be, if anything: training from
+    throws away what a cut network still knows (docs/experiments.md). `distill` is the share of the loss that imitates
+    the dense parent at `temperature`; `hints` the weight of the distance between what the layers of both read, which
+    is added to it. `clip` is the longest that the gradient of all weights together may be, if anything: training from
     scratch under a tight budget asks for it, a recovery has a limit of its own. With `precision` "bfloat16" networks
     run under autocast, which takes half the time where the processor has such instructions (GPUs, AVX512_BF16) and
     much more where it has not; weights, gates and losses stay float32. With `compensate` what is left is fitted to the
