@@ -91,18 +91,36 @@ def _bootstrap(
     if len(lengths) != 1 or lengths[0] == 0:
         raise ValueError(f"series of equal, positive length needed, got lengths {[len(one) for one in series]}")
     data = np.asarray(series, dtype=np.float64)
-    n = data.shape[1]
-    block = int(np.ceil(n ** (1 / 3)))  # the usual rate: grows with n, but more slowly than the number of blocks
     generator = np.random.default_rng(seed)
-    values = []
-    step = max(1, CHUNK // (n * len(data)))
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        first = generator.integers(0, n, size=(count, -(-n // block), 1))
-        # Circular, so that the first and last samples are drawn as often as all others.
-        drawn = ((first + np.arange(block)) % n).reshape(count, -1)[:, :n]
-        values.append(statistic(np.median(data[:, drawn], axis=2)))
+    step = max(1, CHUNK // data.size)
+    parts = [min(step, resamples - start) for start in range(0, resamples, step)]
+    values = [statistic(_resampled_medians(data, count, generator)) for count in parts]
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(np.concatenate(values), (tail, 1 - tail))
     value = float(statistic(np.median(data, axis=1)[:, None])[0])
     return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def _resampled_medians(
+    data: npt.NDArray[np.float64], count: int, generator: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Medians of `count` resamples of `data`, shape (series, n), as (series, count).
+
+    A resample is how often it holds each sample: counted along the sorted samples, that gives the median in a third of
+    the time that drawing and partitioning takes. Blocks are whole, and circular, so that the first and last samples are
+    drawn as often as all others.
+    """
+    n = data.shape[1]
+    block = int(np.ceil(n ** (1 / 3)))  # the usual rate: grows with n, but more slowly than the number of blocks
+    first = generator.integers(0, n, size=(count, -(-n // block)))
+    begun = np.stack([np.bincount(row, minlength=n) for row in first]).astype(np.int32)
+    sums = np.concatenate((begun[:, n - block :], begun), axis=1).cumsum(axis=1, dtype=np.int32)
+    held = sums[:, block:] - sums[:, :-block]
+    length = first.shape[1] * block
+    medians = []
+    for one in data:
+        order = one.argsort(kind="stable")
+        up_to = held[:, order].cumsum(axis=1, dtype=np.int32)
+        middle = [one[order[(up_to > rank).argmax(axis=1)]] for rank in ((length - 1) // 2, length // 2)]
+        medians.append((middle[0] + middle[1]) / 2)
+    return np.array(medians)

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from export.statistics import SAMPLE_FLOORS, Interval, median_interval, quantile, ratio_interval, unsteadiness, widened
+from export.statistics import (
+    SAMPLE_FLOORS,
+    Interval,
+    _resampled_medians,
+    median_interval,
+    quantile,
+    ratio_interval,
+    unsteadiness,
+    widened,
+)
 
 
 def drifting(generator, n, strength=0.8):
@@ -67,6 +76,16 @@ def test_the_unit_does_not_matter_and_the_seed_repeats():
     assert one == same
     in_thousands = thousand.value / 1000, thousand.low / 1000, thousand.high / 1000
     assert in_thousands == pytest.approx((one.value, one.low, one.high))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 27, 100])
+def test_counted_resamples_have_the_medians_of_drawn_ones(n):
+    data = np.random.default_rng(n).integers(0, 20, size=(2, n)).astype(float)
+    counted = _resampled_medians(data, 50, np.random.default_rng(1))
+    block = int(np.ceil(n ** (1 / 3)))
+    first = np.random.default_rng(1).integers(0, n, size=(50, -(-n // block)))
+    drawn = ((first[..., None] + np.arange(block)) % n).reshape(50, -1)
+    assert np.array_equal(counted, np.median(data[:, drawn], axis=2))
 
 
 def test_equal_samples_are_certain():
