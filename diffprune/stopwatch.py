@@ -61,12 +61,12 @@ class Stopwatch:
     threads: int = 1
     batch: int = 1
 
-    def measure(self, flat: Tensor, seconds: float = SECONDS) -> Comparison:
-        """Dense against the network that keeps the units in `flat`, shape (units,)."""
+    def measure(self, flat: Tensor, times: int = 1) -> Comparison:
+        """Dense against the network that keeps the units in `flat`, shape (units,), for `times` SECONDS."""
         small = surgery.cut(self.parent, self.graph, self.size.keep(flat))
         file = export.for_timing(small, self.example, self.folder / "small.onnx")
         dense = self.folder / "dense.onnx"
-        return export.compare(dense, file, threads=self.threads, batch=self.batch, seconds=seconds)
+        return export.compare(dense, file, threads=self.threads, batch=self.batch, seconds=times * SECONDS)
 
     def fastest(self, round_to: int, gate_of: Tensor | None = None) -> Comparison:
         """Dense against the smallest network that can be cut."""
@@ -111,7 +111,7 @@ class Stopwatch:
                 continue
             measured = self.measure(landing.flat)
             if _meets(budget, measured):
-                measured = self.measure(landing.flat, 2 * SECONDS)
+                measured = self.measure(landing.flat, times=2)
             found.append((landing, measured))
             tell(
                 {
