@@ -4,11 +4,12 @@ onnxruntime computes convolutions on the CPU in blocks of channels, a GPU in til
 block costs as much as the next multiple. The block depends on the instruction set or the card, so it is measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from export.machine import instruction_sets
 
@@ -17,8 +18,9 @@ CANDIDATES = (4, 8, 16, 32)
 # not a multiple of 4, it leaves the blocked path and is slower than 64.
 WIDTHS = (64, 63, 60, 56, 52, 48, 32)
 DECISIVE = (64, 60, 56, 52, 48, 32)
-# A staircase explains costs to within some percent; another block size misses by 10 % to 30 %.
-GOOD_FIT = 0.12
+# How far the falls from width to width may lie from those of a staircase, as a share of the whole fall; another step's
+# lie 0.5 and more away.
+GOOD_FIT = 0.3
 CLEAR_LEAD = 1.5
 
 
@@ -27,7 +29,8 @@ class Step:
     """Keep widths at multiples of `multiple`, rounding up. `evidence` is milliseconds per width.
 
     `source` is "probe" when the measurement decided, "instruction set" or, on a GPU, "tensor cores" when it was
-    inconclusive. `misfit` holds, per candidate, the standard deviation of log(measured / predicted).
+    inconclusive. `misfit` holds, per candidate, how far the measured falls lie from its own, see `decide`; nothing
+    where narrow layers cost no less than wide ones.
     """
 
     multiple: int
@@ -65,18 +68,29 @@ def decide(
     otherwise: int | None = None,
     source: Literal["instruction set", "tensor cores"] = "instruction set",
 ) -> Step:
-    """The candidate whose staircase fits best: cost(C) ~ (s * ceil(C / s))^2 for a layer with C channels in and out.
+    """The candidate whose staircase fits best: cost(C) ~ (s * ceil(C / s))^p for a layer with C channels in and out.
 
-    It has to fit well, and clearly better than the others; else it is `otherwise`, by default `default_step()`. Widths
-    and candidates are `scale` times those of this module.
+    What tells is where log cost(C) falls between neighbouring widths, from 64 down to 48, over what a smooth law would
+    fall there by the costs of 64 and 32, so that p need not be known. The distance to the falls of the best candidate
+    has to be small, and clearly smaller than that of the others; else it is `otherwise`, by default `default_step()`.
+    Widths and candidates are `scale` times those of this module.
     """
     widths, candidates = ([scale * number for number in numbers] for numbers in (DECISIVE, CANDIDATES))
-    cost = np.log([evidence[width] for width in widths])
+    costs = [evidence[width] for width in widths]
     misfit = {}
-    for multiple in candidates:
-        padded = np.array([-(-width // multiple) * multiple for width in widths])
-        misfit[multiple] = float(np.std(cost - 2 * np.log(padded)))
-    first, second = sorted(candidates, key=misfit.__getitem__)[:2]
-    if misfit[first] <= GOOD_FIT and misfit[second] >= CLEAR_LEAD * misfit[first]:
-        return Step(first, dict(evidence), misfit, "probe")
+    if costs[0] > costs[-1]:
+        found = _falls(widths, costs)
+        for multiple in candidates:
+            padded = [-(-width // multiple) * multiple for width in widths]
+            misfit[multiple] = float(np.linalg.norm(found - _falls(widths, padded)))
+        first, second = sorted(candidates, key=misfit.__getitem__)[:2]
+        if misfit[first] <= GOOD_FIT and misfit[second] >= CLEAR_LEAD * misfit[first]:
+            return Step(first, dict(evidence), misfit, "probe")
     return Step(otherwise or default_step(), dict(evidence), misfit, source)
+
+
+def _falls(widths: Sequence[int], costs: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Of the logarithm of `costs` from each of the `widths` but the last to the next, over a smooth law's fall."""
+    log, width = np.log(costs), np.log(widths)
+    smooth = (log[0] - log[-1]) * (width[0] - width[-2]) / (width[0] - width[-1])
+    return np.asarray(-np.diff(log[:-1]) / smooth)
