@@ -2,8 +2,8 @@
 
     python -m benchmarks.overhead
 
-Steps are forward, backward and SGD with momentum; the gated one also meets the budget and updates
-the gates. Memory is the largest sum of all storages that live at one time of a step, seen by torch's profiler.
+Steps are forward, backward and SGD with momentum; the gated one also meets the budget, tells the expected MACs and
+updates the gates. Memory is the largest sum of all storages that live at one time of a step, seen by torch's profiler.
 """
 
 import argparse
@@ -45,6 +45,7 @@ def measure(cell: Cell) -> Cell:
 
     def searching() -> None:
         follow_(gated, budget, 0.9)
+        float(gated.size.macs(gated.chance().detach().cpu()))  # what a search tells of each step
         gates.zero_grad()
         step(gated)
         gates.step()

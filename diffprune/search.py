@@ -40,14 +40,14 @@ def search_(
     device = gated.logits.device
     weights = recipe.optimizer(gated.parameters_of_model())
     gates = torch.optim.Adam(gated.parameters_of_gates(), lr=GATE_LR)
-    family = gated.gate
+    family, dense_macs = gated.gate, gated.size.dense.macs
     gated.train()
     for step in range(steps):
         progress = (step + 1) / steps
         target = 1 + (budget.share - 1) * min(1.0, progress / RAMP)
         gated.gate = family.at(progress)
         follow_(gated, budget, target)
-        macs = _macs(gated)
+        macs = float(gated.size.macs(gated.chance().detach().cpu())) / dense_macs  # whatever the budget is on
         for group in weights.param_groups:
             group["lr"] = recipe.rate(step, total)
         inputs, labels = unpack(next(batches), device)
@@ -64,9 +64,3 @@ def follow_(gated: GatedModel, budget: Budget, share: float) -> None:
     logits = gated.logits.detach()[gated.gate_of].cpu()
     shift = shift_for(budget, gated.size, gated.gate, logits, share, float(gated.shift))
     gated.shift.fill_(shift)
-
-
-def _macs(gated: GatedModel) -> float:
-    """Expected MACs as a share of the dense ones, whatever the budget is on."""
-    chance = gated.chance().detach().cpu()
-    return float(Budget(macs=1.0).cost(gated.size, chance))
