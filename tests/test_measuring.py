@@ -63,9 +63,8 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(("ratio", "load"), [(1, False), (2, True)])
-def test_a_trial_is_a_row_of_the_table(ratio: int, load: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "DEPTH", 2)
-    cell = {"ratio": ratio, "load": load, "trial": 0, "seconds": 0.1}
+def test_a_trial_is_a_row_of_the_table(ratio: int, load: bool) -> None:
+    cell = {"ratio": ratio, "depth": 2, "load": load, "trial": 0, "seconds": 0.1}
     found = cell | measuring.measure(cell)
     assert found["low"] <= found["speedup"] <= found["high"]
     assert found["rounds"] >= 30
