@@ -8,7 +8,7 @@ from rich.table import Table
 
 import export
 from diffprune.benching import Bench, Result, in_words
-from diffprune.report import count, milliseconds
+from diffprune.report import count, figures, milliseconds
 from diffprune.tables import add_row, table
 from diffprune.verdict import speed_in_words
 from export.settings import Settings
@@ -49,7 +49,7 @@ def _latencies(bench: Bench, varying: list[str]) -> Table:
     drawn = table(*head, "median", "95 % interval", "p90", "p99", "runs", right=range(1, 5 + len(head)))
     for setting, result in zip(bench.settings, bench.results, strict=True):
         for name, row in zip(bench.names, _latencies_of(result), strict=True):
-            interval = f"{row.low:#.3g} to {milliseconds(row.high)}"
+            interval = f"{figures(row.low)} to {milliseconds(row.high)}"
             quantiles = ["\N{EN DASH}" if value is None else milliseconds(value) for value in (row.p90, row.p99)]
             where = [str(asdict(setting)[key]) for key in varying] or [name]
             runs = count(len(row.samples) * row.runs_per_sample)

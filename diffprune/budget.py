@@ -89,9 +89,10 @@ class Budget:
 
         A width that is closed altogether has one unit left in torch; the files of a speed-up go without it.
         """
-        keep = size.keep(flat)
-        if self.kind != "speedup" and not all(units.any() for units in keep.values()):
-            flat = size.flat(size.graph.physical(keep))
+        if self.kind != "speedup":
+            keep = size.keep(flat)
+            if not all(units.any() for units in keep.values()):
+                flat = size.flat(size.graph.physical(keep))
         return float(self.cost(size, flat.double()))
 
 

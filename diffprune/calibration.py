@@ -36,7 +36,7 @@ def calibration(train: Batches, parent: nn.Module, device: torch.device) -> tupl
         if parts and inputs.shape[1:] != parts[0].shape[1:]:
             break
         parts.append(inputs)
-        wanted = min(CALIBRATION, ELEMENTS // max(inputs[0].numel(), 1))
+        wanted = min(CALIBRATION, ELEMENTS // max(inputs.shape[1:].numel(), 1))
         if sum(map(len, parts)) >= wanted:
             break
     if not parts:

@@ -40,8 +40,9 @@ def score_(gated: GatedModel, parent: nn.Module, images: Tensor, scores: Scores,
     """Start the logits of `gated` from what each unit is worth, per cost. Raises BadData."""
     worth = torch.as_tensor(scores(parent, gated.graph, images)).detach().double().cpu()
     if worth.shape != (gated.size.units,) or (worth < 0).any():
+        least = f", the least {worth.min():g}" if worth.numel() else ""
         raise _bad_scores(
-            f"{gated.size.units} units got scores of shape {tuple(worth.shape)}, the least {worth.min():g}",
+            f"{gated.size.units} units got scores of shape {tuple(worth.shape)}{least}",
             "give one score of at least 0 for each unit, in the order of graph.groups",
         )
     if not worth.isfinite().all():
@@ -81,16 +82,17 @@ def choose(
 
     frozen = not any(p.requires_grad for p in parent.parameters())
     steps = min(max(round((1.0 if frozen else SEARCH_SHARE) * total), 1), total)
-    start = landing = landed()
+    start = landed()
     search_(gated, batches, aim, recipe, steps=steps, total=total, parent=parent, on_event=tell)
-    if steps:
-        landing = landed()
-    met, doubts = {"reached": landing.reached, "note": landing.note}, []
     if watch:
         landing, measured = watch.land(budget, gated.scores(), round_to, gated.gate_of, tell)
         doubts = watch.doubts(measured)
-        met = {"reached": measured.speedup, "low": measured.low, "high": measured.high, "note": None}
+        met: dict[str, Any] = {"reached": measured.speedup, "low": measured.low, "high": measured.high, "note": None}
+    else:
+        landing, doubts = landed() if steps else start, []
+        met = {"reached": landing.reached, "note": landing.note}
     met = {"kind": budget.kind, "asked": budget.asked, **met, "round_to": round_to, "reopened": landing.reopened}
-    warnings = concerns(gated, aim, landing, start.flat, steps) + untouched(gated.size, round_to) + doubts
+    whole = untouched(gated.size, round_to, gated.gate_of)
+    warnings = concerns(gated, aim, landing, start.flat, steps) + whole + doubts
     network = gated.folded(landing.flat) if steps else parent
     return Choice(network, gated.size.keep(landing.flat), met, steps, warnings)

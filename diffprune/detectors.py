@@ -6,7 +6,7 @@ from torch import Tensor
 
 from diffprune.budget import Budget
 from diffprune.gated import GatedModel
-from diffprune.landing import TOLERANCE, Landing, steps
+from diffprune.landing import TOLERANCE, Landing, bundled, steps
 from surgery import SizeModel
 
 COLLAPSED = 0.05
@@ -57,12 +57,15 @@ def concerns(gated: GatedModel, budget: Budget, landing: Landing, start: Tensor,
     return found
 
 
-def untouched(size: SizeModel, round_to: int) -> list[str]:
-    """A sentence about the groups that rounding leaves whole, since they are no wider than one step; none if none."""
+def untouched(size: SizeModel, round_to: int, gate_of: Tensor) -> list[str]:
+    """A sentence about the groups that rounding leaves whole, since they are no wider than one step; none if none.
+
+    Units that share a gate (`gate_of`, shape (units,)) are not rounded.
+    """
     groups = [
         f"{group.name} ({group.units})"
-        for group, step in zip(size.graph.groups, steps(size, round_to), strict=True)
-        if step >= group.units > 1 and group.name not in size.drops
+        for group, step, shared in zip(size.graph.groups, steps(size, round_to), bundled(size, gate_of), strict=True)
+        if step >= group.units > 1 and group.name not in size.drops and not shared
     ]
     if not groups:
         return []

@@ -1,6 +1,6 @@
 """Where the time goes, layer by layer: the dense file of a run beside its pruned one, by the runtime's own profile."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +142,9 @@ def _transposed(name: str) -> bool:
 
 
 def _named(layers: Iterable[TimedLayer]) -> Iterator[tuple[str, TimedLayer]]:
-    transposed = 0
+    """Each under a name of its own: a weight may serve several times."""
+    seen: Counter[str] = Counter()
     for layer in layers:
-        own = layer.weight.endswith("weight")
-        transposed += not own
-        yield (layer.weight if own else f"{TRANSPOSED}{transposed}"), layer
+        name = layer.weight if layer.weight.endswith("weight") else TRANSPOSED
+        seen[name] += 1
+        yield f"{name} {seen[name]}", layer

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, lcm
+from math import gcd, inf, lcm
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def land(
     # Of bundles that cannot all go the best stays, or the one that the smallest structure has if the best is too dear.
     rich = least_share(budget, size, round_to, gate_of, flat) > budget.limit
     units, needed = _units(size), _needed(size, None if rich else flat, gate_of)
-    parts = flat.split(units), needed.split(units), steps(size, round_to), _fewest(size), _bundled(size, gate_of)
+    parts = flat.split(units), needed.split(units), steps(size, round_to), _fewest(size), bundled(size, gate_of)
     widths = [_Width(*of_group) for of_group in zip(*parts, strict=True)]
 
     def opened(counts: Sequence[int], threshold: float) -> Tensor:
@@ -70,7 +70,7 @@ def land(
     def cost(counts: Sequence[int], threshold: float) -> float:
         return budget.left(size, opened(counts, threshold))
 
-    levels, limit = flat.unique().tolist(), budget.limit
+    levels, limit = [-inf, *flat.unique().tolist()], budget.limit
     low, high = -1, len(levels) - 1  # levels[high] fits, levels[low] does not; -1 is left to _fill
     while high - low > 1:
         middle = (low + high) // 2
@@ -78,7 +78,7 @@ def land(
         low, high = (low, middle) if cost(trial, levels[middle]) <= limit else (middle, high)
     level = levels[high]
     rounded = [width.rounded(level) for width in widths]
-    reopened = sum(count - width.above(level) for count, width in zip(rounded, widths, strict=True))
+    reopened = int(opened(rounded, level).sum() - opened([width.above(level) for width in widths], level).sum())
     counts = _fill(rounded, widths, lambda c: cost(c, level) <= limit)
     reached = cost(counts, level)
     short = reached < budget.share * (1 - TOLERANCE)
@@ -148,12 +148,14 @@ def _fewest(size: SizeModel) -> list[int]:
 
 def _without_the_unread(size: SizeModel, flat: Tensor) -> Tensor:
     """`flat`, shape (units,), less the groups that only lead to a branch which is closed altogether."""
+    if not size.drops:
+        return flat
     keep = size.keep(flat)
     unread = [name for last, before in size.drops.items() if not keep[last].any() for name in before]
     return size.flat({**keep, **{name: torch.zeros_like(keep[name]) for name in unread}})
 
 
-def _bundled(size: SizeModel, gate_of: Tensor | None) -> list[bool]:
+def bundled(size: SizeModel, gate_of: Tensor | None) -> list[bool]:
     """Per group, does one of its units share its gate?"""
     if gate_of is None:
         return [False] * len(size.graph.groups)
@@ -168,8 +170,8 @@ def _needed(size: SizeModel, scores: Tensor | None, gate_of: Tensor | None) -> T
     """
     found = torch.zeros(size.units, dtype=torch.bool)
     start = 0
-    for group, bundled in zip(size.graph.groups, _bundled(size, gate_of), strict=True):
-        if gate_of is not None and bundled and not group.droppable:
+    for group, shared in zip(size.graph.groups, bundled(size, gate_of), strict=True):
+        if gate_of is not None and shared and not group.droppable:
             best = start if scores is None else start + int(scores[start : start + group.units].argmax())
             found |= gate_of.cpu() == gate_of[best].cpu()
         start += group.units
@@ -181,7 +183,7 @@ def least(size: SizeModel, round_to: int = 1, gate_of: Tensor | None = None, sco
 
     Of bundles that cannot all go the first one is open, or the one with the best of the `scores`, shape (units,).
     """
-    rows = zip(size.graph.groups, steps(size, round_to), _fewest(size), _bundled(size, gate_of), strict=True)
+    rows = zip(size.graph.groups, steps(size, round_to), _fewest(size), bundled(size, gate_of), strict=True)
     flags = torch.cat([torch.arange(g.units) < step * fewest * (not bundled) for g, step, fewest, bundled in rows])
     return _without_the_unread(size, flags | _needed(size, scores, gate_of))
 

@@ -17,7 +17,7 @@ from diffprune import shipping
 from diffprune.config import Config, load_config
 from diffprune.data import Batches, Data, load_data
 from diffprune.errors import BadConfig, BadData, BadRun
-from diffprune.manifest import NAME, list_too
+from diffprune.manifest import NAME, list_too, read_manifest
 from diffprune.quantized import warnings
 from diffprune.runfolder import as_json, write_atomically
 from diffprune.training import Event
@@ -61,6 +61,8 @@ def quantize_run(
     """
     _require_known(precision, target)
     config = _config(folder)
+    if (folder / NAME).is_file():
+        read_manifest(folder)  # a damaged one is found now, not when all is measured
     loaded = load_data(
         data or config.data, image_size=config.image_size, batch=config.batch, seed=config.seed, augment=False
     )

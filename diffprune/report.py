@@ -143,9 +143,13 @@ def times(value: float) -> str:
     return f"{value:.2f}\N{MULTIPLICATION SIGN}"
 
 
-def milliseconds(value: float) -> str:
+def figures(value: float) -> str:
     """Three significant digits, and more only before the point."""
-    return f"{value:.0f} ms" if value >= 100 else f"{value:#.3g} ms"
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
+
+
+def milliseconds(value: float) -> str:
+    return f"{figures(value)} ms"
 
 
 def tiny(value: float | None) -> str:

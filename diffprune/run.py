@@ -12,6 +12,7 @@ from diffprune import __version__
 from diffprune.budget import Budget
 from diffprune.card import model_card
 from diffprune.config import Config, portable, to_toml
+from diffprune.errors import BadConfig
 from diffprune.feeding import endless
 from diffprune.manifest import write_manifest
 from diffprune.pipeline import Result, compress
@@ -83,6 +84,7 @@ def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
             require_possible(prepared, budget, config, diary)
             _train_parent_(prepared, config, diary)
             save_dense(prepared.model, folder.path / TRAINED)
+            folder.keep()
         result = _compressed(prepared, config, budget, diary)
         origin = origin_of(config, prepared, result)
         report = _shipped(folder, prepared, config, origin, result, diary)
@@ -108,6 +110,11 @@ def _resolved(config: Config, diary: Diary) -> tuple[Config, dict[str, Any]]:
 
 
 def _train_parent_(prepared: Prepared, config: Config, tell: Event) -> None:
+    if not any(p.requires_grad for p in prepared.model.parameters()):
+        raise BadConfig(
+            "every parameter of the network is frozen, so that its parent cannot be trained",
+            at="parent_epochs", effect="nothing was started", fix="leave it out, or let parameters require gradients",
+        )  # fmt: skip
     train = prepared.data.train
     total = config.parent_epochs * len(train)
     recipe = Recipe(lr=config.parent_lr, distill=0.0, precision=config.precision)

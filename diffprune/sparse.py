@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diffprune.budget import Budget, shift_for
+from diffprune.budget import ROUNDING, Budget, shift_for
 from diffprune.errors import NothingToCut
 from diffprune.gated import with_open
 from diffprune.gates import Gate, family
@@ -78,7 +78,7 @@ class SparseModel(nn.Module):
         """
         if not 0 < share <= 1:
             raise ValueError(f"share is above 0 and at most 1; got {share}")
-        best = self.logits.detach().topk(max(int(share * self.logits.numel()), 1)).indices
+        best = self.logits.detach().topk(max(int(share * self.logits.numel() * (1 + ROUNDING)), 1)).indices
         keep = torch.zeros_like(self.logits).index_fill(0, best, 1.0)
         gates = with_open(self.gate.hard(self.logits + self.shift).detach()) * keep
         plain = copy.deepcopy(self.model)

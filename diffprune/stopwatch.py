@@ -166,7 +166,7 @@ def _next(budget: Budget, found: Sequence[Try]) -> float:
 def _through(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
     """What is expected where `aim` is measured, on the line of logarithms through two tries (expected, measured)."""
     part = math.log(aim / low[1]) / math.log(high[1] / low[1])
-    return float(low[0] * (high[0] / low[0]) ** part)
+    return low[0] * math.exp(min(part * math.log(high[0] / low[0]), math.log(SMALLEST)))
 
 
 def _best(budget: Budget, found: Sequence[Try], round_to: int) -> Try:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from diffprune.config import Config
 from diffprune.manifest import read_manifest
-from diffprune.pruned import built, reloaded
+from diffprune.pruned import Origin, built, reloaded
 from diffprune.weights import fill_
 
 TRAINED = "dense.safetensors"
@@ -35,7 +36,12 @@ def load_run(folder: Path) -> Stored:
     """
     manifest = read_manifest(folder)
     config, origin = manifest.config, manifest.origin
+    return Stored(dense_of(folder, config, origin), reloaded(folder, config, origin), origin.example[:1])
+
+
+def dense_of(folder: Path, config: Config, origin: Origin) -> nn.Module:
+    """The dense network, with the weights that the run trained, if it did. Raises BadModel and BadWeights."""
     dense, trained = built(config, origin), folder / TRAINED
     if trained.is_file():
         fill_(dense, trained, config.model)
-    return Stored(dense, reloaded(folder, config, origin), origin.example[:1])
+    return dense

@@ -11,17 +11,14 @@ import numpy as np
 from torch import nn
 
 import export
-from diffprune.errors import DiffpruneError, NotVerified
+from diffprune.config import Config
+from diffprune.errors import NotVerified
 from diffprune.manifest import Manifest, read_manifest, versions
 from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, variants
 from diffprune.shipping import measured
-from diffprune.stored import TRAINED, load_run
+from diffprune.stored import TRAINED, dense_of
 from export.drafts import sha256_of
-from export.errors import ExportError
 from export.statistics import ratio_interval, widened
-from surgery.errors import SurgeryError
-
-ERRORS = (DiffpruneError, ExportError, SurgeryError)
 
 REPEATS = 1.05
 """Two measurements of the same files agree when their intervals lie no further apart than this factor: on a shared
@@ -53,13 +50,12 @@ def verify(run: str | Path) -> Iterator[Check]:
     yield _check("files", partial(_unchanged, folder, manifest))
     try:
         network = reloaded(folder, config, origin)
-    except ERRORS as error:
+    except Exception as error:  # as in _check
         yield _failed("network", error)
     else:
         yield Check("network", f"{SAVED} fits {config.model}")
         if (folder / TRAINED).is_file():
-            dense = load_run(folder).dense
-            yield _check("parity, dense.onnx", partial(_parity, folder / "dense.onnx", dense, origin, None))
+            yield _check("parity, dense.onnx", partial(_dense_parity, folder, config, origin))
         for name, inside in variants(config, origin).items():
             file = folder / f"{name}.onnx"
             yield _check(f"parity, {file.name}", partial(_parity, file, network, origin, inside))
@@ -100,6 +96,10 @@ def _unchanged(folder: Path, manifest: Manifest) -> str:
 def _parity(file: Path, network: nn.Module, origin: Origin, inside: export.Preprocessing | None) -> str:
     parity = export.check_parity(file, network, origin.example, preprocessing=inside)
     return f"at most {parity.worst:.1e} of the largest output away from the network"
+
+
+def _dense_parity(folder: Path, config: Config, origin: Origin) -> str:
+    return _parity(folder / "dense.onnx", dense_of(folder, config, origin), origin, None)
 
 
 def _again(network: nn.Module, manifest: Manifest) -> str:

@@ -44,7 +44,7 @@ def fill_(model: nn.Module, file: Path, spec: str) -> None:
         raise BadWeights(
             f"the weights do not fit the network: of {len(own)} tensors" + "".join(f"\n    {fact}" for fact in facts),
             at=f"{file} in {spec}",
-            effect="no weights were loaded",
+            effect="the network is of no use as it is now; nothing was started",
             fix="give the weights of this very network, with as many classes as the data",
         )
 

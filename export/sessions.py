@@ -42,11 +42,6 @@ def open_session(
     check_device(device)
     at_least_one(threads, f"{threads} threads", at="threads")
     file = Path(path)
-    if not os.path.isfile(file):
-        raise BadOnnx(
-            f"there is no such file{': it is a folder' * file.is_dir()}", at=str(file), effect="nothing was run",
-            fix="check the path; export the model first",
-        )
     on_cpu = _on_cpu(file, threads, profile_to)
     return on_cpu if device == "cpu" else _on_gpu(file, on_cpu, threads=threads, batch=batch, tf32=tf32)
 
@@ -123,9 +118,14 @@ def read_model(path: str | Path) -> onnx.ModelProto:
     """A file without what lies in a data file beside it, which must be there: onnxruntime explains that badly.
 
     Raises:
-        BadOnnx: it is damaged, or its data file is missing.
+        BadOnnx: it is missing or damaged, or its data file is missing.
     """
     file = Path(path)
+    if not os.path.isfile(file):
+        raise BadOnnx(
+            f"there is no such file{': it is a folder' * file.is_dir()}", at=str(file), effect="nothing was run",
+            fix="check the path; export the model first",
+        )
     try:
         model = onnx.load(str(file), format="protobuf", load_external_data=False)
     except Exception as error:

@@ -15,6 +15,7 @@ import surgery
 from benchmarks.cifar_resnet import CifarResNet
 from diffprune import Budget, attach, branches, compress
 from diffprune.bundles import gate_of
+from diffprune.detectors import untouched
 from diffprune.landing import land
 from diffprune.search import follow_
 from surgery import BadKeep, ChannelGraph
@@ -90,6 +91,21 @@ def test_landing_keeps_bundles_whole(share: float) -> None:
     assert landing.reached <= share
     assert landing.reached > share - 0.02
     assert landing.reached == pytest.approx(size.of(size.keep(landing.flat)).macs / size.dense.macs)
+
+
+def test_a_budget_of_all_closes_no_bundle_and_rounding_reopens_none() -> None:
+    _, graph, _ = traced()
+    size, of = surgery.SizeModel(graph), gate_of(graph, branches(graph))
+    scores = torch.randn(int(of.max()) + 1, generator=torch.Generator().manual_seed(0))[of]
+    whole = land(Budget(macs=1.0), size, scores, gate_of=of)
+    assert (bool(whole.flat.all()), whole.note) == (True, None)
+    for share in (0.4, 0.7):
+        landing = land(Budget(macs=share), size, scores, round_to=4, gate_of=of)
+        shared = of.bincount()[of] > 1
+        assert 0 <= landing.reopened <= int((~shared).sum())
+    free, bundles = untouched(size, 64, torch.arange(size.units)), untouched(size, 64, of)
+    assert free, "groups of 64 units are one step wide"
+    assert bundles != free
 
 
 def test_a_bundle_may_reach_over_groups_and_the_budget_is_met_by_the_search() -> None:

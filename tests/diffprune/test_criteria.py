@@ -89,6 +89,7 @@ def test_what_a_criterion_cannot_score_gets_the_mean(model: nn.Module) -> None:
     [
         (torch.ones(7), r"24 units got scores of shape \(7,\)"),
         (torch.arange(24) - 1.0, "the least -1"),
+        (torch.ones(0), r"24 units got scores of shape \(0,\)"),
         (torch.full((24,), torch.inf), "not finite"),
     ],
 )

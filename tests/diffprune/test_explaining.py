@@ -83,6 +83,11 @@ def test_layers_are_paired_by_name_whatever_their_order() -> None:
     assert [(row.dense.weight, row.pruned.ms) for row in rows] == [("conv.weight", 0.4), ("other.weight", 0.6)]
 
 
+def test_a_layer_that_runs_twice_is_explained_twice() -> None:
+    again = [replace(DENSE, ms=0.5), replace(DENSE, ms=0.7)]
+    assert [row.pruned.ms for row in explained([DENSE, DENSE], again, ROOF, 16)] == [0.5, 0.7]
+
+
 def test_layers_that_are_gone_leave_no_wrong_pairs() -> None:
     product = TimedLayer(LayerKind("MatMul", (), (), 1, (4,)), (64, 64), "val_7", (1, 4, 64), 1.0)
     dense = [DENSE, replace(product, weight="val_7"), replace(product, weight="val_9")]

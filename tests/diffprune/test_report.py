@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from diffprune.report import HEIGHT, POINTS, WIDTH, count, curve, milliseconds, render, rows, size, summary_table
+from diffprune.report import (
+    HEIGHT,
+    POINTS,
+    WIDTH,
+    count,
+    curve,
+    figures,
+    milliseconds,
+    render,
+    rows,
+    size,
+    summary_table,
+)
 
 REPORT: dict[str, Any] = {
     "model": "digits:resnet18",
@@ -234,6 +246,9 @@ def test_the_table_in_a_terminal() -> None:
         (milliseconds(0.01234), "0.0123 ms"),
         (milliseconds(12.345), "12.3 ms"),
         (milliseconds(1234.5), "1234 ms"),
+        (milliseconds(99.97), "100 ms"),
+        (figures(123.4), "123"),
+        (figures(1234.5), "1234"),
     ],
 )
 def test_numbers_as_text(text: str, expected: str) -> None:

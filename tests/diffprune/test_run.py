@@ -367,3 +367,25 @@ def test_what_was_trained_outlives_an_error_in_shipping_it(here: Path, monkeypat
     (left,) = (here / "unlucky").iterdir()
     assert outcome.err.splitlines()[-1] == f"what was trained is in {left.relative_to(here)}"
     surgery.load(left / "pruned.safetensors", dense_network)
+
+
+def test_a_trained_parent_outlives_an_error_in_the_search(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(*_: object, **__: object) -> None:
+        raise export.CannotMeasure("too noisy", at="here", effect="nothing", fix="none")
+
+    monkeypatch.setattr("diffprune.run.compress", noisy)
+    words = f"--model {MODULE}:factory --data digits --image-size 8 --epochs 0 --macs 0.6 --round-to 1".split()
+    outcome = typed("compress", *words, "--parent-epochs", 1, "--output", "noisy/one")
+    assert outcome.code == 2
+    (left,) = (here / "noisy").iterdir()
+    assert outcome.err.splitlines()[-1] == f"what was trained is in {left.relative_to(here)}"
+    load_model(f"{MODULE}:factory", weights=str(left / "dense.safetensors"))
+
+
+def test_a_frozen_network_has_no_parent_to_train(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffprune.preparation.load_model", lambda *a, **k: load_model(*a, **k).requires_grad_(False))
+    words = f"--model {MODULE}:factory --data digits --image-size 8 --epochs 0 --macs 0.6 --round-to 1".split()
+    outcome = typed("compress", *words, "--parent-epochs", 1, "--output", "frozen/one")
+    assert outcome.code == 2
+    assert "BadConfig: every parameter of the network is frozen" in outcome.err
+    assert not list((here / "frozen").iterdir())

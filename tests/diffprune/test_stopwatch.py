@@ -88,6 +88,12 @@ def test_what_can_be_reached_is_reached_and_no_less_is_called_the_largest(
         fixed.land(Budget(speedup=1.05 * largest), scores, 1, None, lambda event: None)
 
 
+def test_two_tries_that_measure_alike_do_not_lead_beyond_all_numbers() -> None:
+    tries = [(landing, SimpleNamespace(speedup=speedup)) for landing, speedup in (
+        (SimpleNamespace(reached=1 / 2.0), 1.5), (SimpleNamespace(reached=1 / 3.0), 1.5001))]  # fmt: skip
+    assert stopwatch._next(Budget(speedup=2.0), tries) == pytest.approx(stopwatch.MOST * 3.0)
+
+
 def test_what_only_noise_made_right_is_corrected(watch: Biased) -> None:
     """The first measurement of each structure is 3 % too fast, the longer one is right."""
 

@@ -148,6 +148,10 @@ def test_damaged_files_do_not_stop_the_other_checks(
     assert found.keys() == {"files", "parity, pruned.onnx", "report"}
     assert "cannot load the file" in found["parity, pruned.onnx"]
     assert "cannot be read from report.json" in found["report"]
+    (folder / "dense.safetensors").write_bytes(b"cut off")
+    found = failed(verify(folder))
+    assert found.keys() == {"files", "parity, dense.onnx", "parity, pruned.onnx", "report"}
+    assert found["parity, dense.onnx"].startswith("BadWeights: the file is damaged")
     (folder / "pruned.safetensors").write_bytes(b"no weights")
     found = failed(verify(folder))
     assert found.keys() == {"files", "network", "report"}

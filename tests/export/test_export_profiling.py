@@ -73,6 +73,8 @@ def test_a_profile_leaves_no_file_behind(kinds: export.OnnxFile, tmp_path, monke
 def test_what_cannot_be_profiled_is_refused_as_in_a_measurement(tmp_path) -> None:
     with pytest.raises(export.BadOnnx, match="there is no such file"):
         export.profile(tmp_path / "none.onnx")
+    with pytest.raises(export.BadOnnx, match="there is no such file"):
+        export.layers_of(tmp_path / "none.onnx")
 
 
 def _node_of(path, weight: str) -> str:
