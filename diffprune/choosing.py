@@ -27,9 +27,8 @@ Scores = Callable[[nn.Module, surgery.ChannelGraph, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """`network` is dense, with the weights after the search; `budget` tells how the budget was met."""
+    """`keep` per group, how the `budget` was met, and the steps that the search took."""
 
-    network: nn.Module
     keep: dict[str, Tensor]
     budget: dict[str, Any]
     search_steps: int
@@ -69,8 +68,10 @@ def choose(
     total: int,
     watch: Stopwatch | None,
     tell: Event,
-) -> Choice:
+) -> tuple[nn.Module, Choice]:
     """Search for a SEARCH_SHARE of `total` steps, all of them if the network is frozen, and land on the budget.
+
+    Gives the dense network with the weights after the search, and what to keep of it.
 
     Without steps the scores decide alone. A `watch` measures what is chosen until the speed-up asked is met.
     """
@@ -95,4 +96,4 @@ def choose(
     whole = untouched(gated.size, round_to, gated.gate_of)
     warnings = concerns(gated, aim, landing, start.flat, steps) + whole + doubts
     network = gated.folded(landing.flat) if steps else parent
-    return Choice(network, gated.size.keep(landing.flat), met, steps, warnings)
+    return network, Choice(gated.size.keep(landing.flat), met, steps, warnings)

@@ -32,13 +32,7 @@ class GatedModel(nn.Module):
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, gate: Gate, bundles: Iterable[Bundle] = ()) -> None:
         super().__init__()
-        if not graph.groups:
-            raise NothingToCut(
-                "the network has no channel that may be removed",
-                at=f"{len(graph.pinned)} pinned entries, first: {graph.pinned[0].reason if graph.pinned else 'none'}",
-                effect="no gates were attached",
-                fix="graph.summary() lists what is pinned and why",
-            )
+        require_groups(graph)
         self.model, self.graph, self.gate = copied(model), graph, gate
         self.size = SizeModel(graph)
         device = next(model.parameters()).device
@@ -150,6 +144,17 @@ class GatedModel(nn.Module):
                 norm.get_buffer("open").copy_(counts)
                 ungate_(norm)
         return plain
+
+
+def require_groups(graph: ChannelGraph) -> None:
+    """Raises NothingToCut."""
+    if not graph.groups:
+        raise NothingToCut(
+            "the network has no channel that may be removed",
+            at=f"{len(graph.pinned)} pinned entries, first: {graph.pinned[0].reason if graph.pinned else 'none'}",
+            effect="no gates were attached",
+            fix="graph.summary() lists what is pinned and why",
+        )
 
 
 def with_open(gates: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import surgery
 from diffprune.budget import Budget
 from diffprune.bundles import Bundle
 from diffprune.calibration import calibration, length, refuse_iterators
-from diffprune.choosing import Scores, choose, score_
+from diffprune.choosing import Choice, Scores, choose, score_
 from diffprune.closed import staying_closed
 from diffprune.compensate import compensate_
 from diffprune.detectors import lost
@@ -32,7 +32,7 @@ from diffprune.landing import require_reachable
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.stopwatch import stopwatch
 from diffprune.training import Event, Recipe, fit_
-from surgery import ExampleInputs
+from surgery import ExampleInputs, SizeModel
 from surgery.rebuilding import copied
 
 SCORED = 256
@@ -86,47 +86,46 @@ def compress(
     """
     recipe = recipe or Recipe()
     started = time.perf_counter()
-    if not 0 <= epochs < inf or (round_to is not None and round_to < 1):
-        raise BadBudget(
-            f"epochs={epochs} and round_to={round_to}; at least 0 and 1 are asked",
-            at="compress",
-            effect="nothing was started",
-            fix="give epochs >= 0 and round_to >= 1",
-        )
+    _require_numbers(epochs, round_to)
     refuse_iterators(train=train, val=val)
     torch.manual_seed(seed)
     parent = copied(model).to(device).eval()
     images, batches = calibration(train, parent, torch.device(device))
     example = images[:2] if example_inputs is None else _moved(example_inputs, device)
     graph = surgery.trace(parent, example)
-    gated = attach(parent, graph, gate=gate, bundles=bundles(graph) if callable(bundles) else bundles)
-    timed = budget.kind == "speedup"
-    probed = export.probe_step(threads=threads) if timed and not round_to else None
+    probed = export.probe_step(threads=threads) if budget.kind == "speedup" and not round_to else None
     step = round_to or (probed.multiple if probed else 1)
     total = max(1, round(epochs * length(train))) if epochs else 0
-    with tempfile.TemporaryDirectory() as folder:
-        watch = None
-        if timed:
-            watch = stopwatch(
-                parent, graph, example, Path(folder), step=step, threads=threads, batch=latency_batch, tell=on_event
+
+    def cut() -> tuple[nn.Module, SizeModel, Choice, float, tuple[float, int]]:
+        """In a scope of its own, so that the gated and the masked copy are gone when the rest is trained."""
+        gated = attach(parent, graph, gate=gate, bundles=bundles(graph) if callable(bundles) else bundles)
+        with tempfile.TemporaryDirectory() as folder:
+            watch = None
+            if budget.kind == "speedup":
+                watch = stopwatch(
+                    parent, graph, example, Path(folder), step=step, threads=threads, batch=latency_batch, tell=on_event
+                )
+                gated.size = watch.size
+                watch.require_reachable(budget, step, gated.gate_of)
+            else:
+                require_reachable(budget, gated.size, step, gated.gate_of)
+            score_(gated, parent, images[:SCORED], scores, budget)
+            dense = accuracy(parent, val)
+            on_event({"phase": "dense", "accuracy": dense[0]})
+            network, choice = choose(
+                gated, parent, batches, budget, recipe, round_to=step, total=total, watch=watch, tell=on_event
             )
-            gated.size = watch.size
-            watch.require_reachable(budget, step, gated.gate_of)
-        else:
-            require_reachable(budget, gated.size, step, gated.gate_of)
-        score_(gated, parent, images[:SCORED], scores, budget)
-        dense_accuracy, examples = accuracy(parent, val)
-        on_event({"phase": "dense", "accuracy": dense_accuracy})
-        choice = choose(gated, parent, batches, budget, recipe, round_to=step, total=total, watch=watch, tell=on_event)
-    warnings = choice.warnings + ([probed.doubt] if probed and probed.doubt else [])
+        small = surgery.cut(network, graph, choice.keep)
+        error = surgery.check_equal(surgery.mask(network, graph, choice.keep), small, example)
+        return small, gated.size, choice, error, dense
+
+    small, size, choice, error, (dense_accuracy, examples) = cut()
+    keep, warnings = choice.keep, choice.warnings + ([probed.doubt] if probed and probed.doubt else [])
     for text in warnings:
         on_event({"phase": "warning", "text": text})
-
-    keep = choice.keep
-    masked, small = surgery.mask(choice.network, graph, keep), surgery.cut(choice.network, graph, keep)
-    error = surgery.check_equal(masked, small, example)
     stages = {"dense": dense_accuracy, "after_cut": accuracy(small, val)[0]}
-    reached = budget.left(gated.size, gated.size.flat(keep))
+    reached = budget.left(size, size.flat(keep))
     on_event({"phase": "cut", "accuracy": stages["after_cut"], "reached": reached, "masked_vs_cut": error})
     with staying_closed(small, graph, keep):
         if recipe.compensate:
@@ -149,15 +148,15 @@ def compress(
     small.eval()
     on_event({"phase": "done", "accuracy": stages["pruned"]})
 
-    dense, cut = gated.size.dense, gated.size.of(keep)
+    dense, left = size.dense, size.of(keep)
     report = {
         "accuracy": {**stages, "examples": examples},
-        "macs": {"dense": dense.macs, "pruned": cut.macs},
-        "params": {"dense": dense.params, "pruned": cut.params},
+        "macs": {"dense": dense.macs, "pruned": left.macs},
+        "params": {"dense": dense.params, "pruned": left.params},
         "equivalence": {"masked_vs_cut": error},
         "budget": choice.budget,
         "warnings": warnings,
-        "groups": _groups(gated.size, keep),
+        "groups": _groups(size, keep),
         "pinned": [{"where": p.where, "channels": len(p.channels), "reason": p.reason} for p in graph.pinned],
         "training": {
             "steps": total,
@@ -173,12 +172,22 @@ def compress(
     return Result(small, keep, report)
 
 
+def _require_numbers(epochs: float, round_to: int | None) -> None:
+    if not 0 <= epochs < inf or (round_to is not None and round_to < 1):
+        raise BadBudget(
+            f"epochs={epochs} and round_to={round_to}; at least 0 and 1 are asked",
+            at="compress",
+            effect="nothing was started",
+            fix="give epochs >= 0 and round_to >= 1",
+        )
+
+
 def _moved(example: ExampleInputs, device: str | torch.device) -> ExampleInputs:
     moved: ExampleInputs = tree_map_only(Tensor, lambda value: value.to(device), example)
     return moved
 
 
-def _groups(size: surgery.SizeModel, keep: dict[str, Tensor]) -> list[dict[str, Any]]:
+def _groups(size: SizeModel, keep: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Per group what was kept, and the share of the dense MACs that would go with it alone."""
     macs = Budget(macs=1.0)
     return [

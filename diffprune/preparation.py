@@ -14,7 +14,7 @@ from diffprune.budget import Budget
 from diffprune.config import Config
 from diffprune.data import Data, load_data
 from diffprune.errors import BadConfig, BadData, DeviceMissing, first_line
-from diffprune.gated import attach
+from diffprune.gated import require_groups
 from diffprune.landing import require_reachable
 from diffprune.models import load_model
 from diffprune.pruned import normalised
@@ -111,7 +111,8 @@ def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: E
     Raises NothingToCut, BudgetUnreachable.
     """
     graph, step = surgery.trace(prepared.model, prepared.example), int(config.round_to)
-    size = attach(prepared.model, graph).size
+    require_groups(graph)
+    size = surgery.SizeModel(graph)
     if budget.kind != "speedup":
         return require_reachable(budget, size, step)
     with TemporaryDirectory() as folder:

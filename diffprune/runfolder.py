@@ -17,7 +17,8 @@ class RunFolder:
     """Collects files in a hidden sibling `.NAME.unfinished-XXXXXXXX`, which `finish` renames to NAME in one step.
 
     As a context manager it finishes when the block ends and removes everything when the block raises, but not what was
-    trained by then (`keep`). A killed run leaves the hidden folder behind, which nothing takes for a result.
+    trained by then (`keep`); an interrupt, which somebody wanted, removes that as well. A killed run leaves the hidden
+    folder behind, which nothing takes for a result.
     """
 
     def __init__(self, final: Path, unfinished: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole path on stripes of three directions: met budgets, an honest report, nothing changed that was given."""
 
 import copy
+import gc
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -185,6 +186,19 @@ def test_every_step_and_stage_is_told(result: Result, events: list[dict[str, Any
     (cut,) = (event for event in events if event["phase"] == "cut")
     assert cut["reached"] == result.report["budget"]["reached"]
     assert all(json.dumps(event) for event in events)
+
+
+def test_only_two_networks_are_left_for_the_recovery(parent: nn.Module, train: Batches, val: Batches) -> None:
+    """The parent's copy and the small one: what was gated and masked would take the memory of training."""
+    before, alive = sum(isinstance(each, Small) for each in gc.get_objects()), []
+
+    def look(event: dict[str, Any]) -> None:
+        if event["phase"] == "recover" and not alive:
+            gc.collect()
+            alive.append(sum(isinstance(each, Small) for each in gc.get_objects()) - before)
+
+    compress(parent, train, val, budget=Budget(macs=0.5), epochs=1, on_event=look)
+    assert alive == [2]
 
 
 def test_the_given_network_is_left_alone(parent: nn.Module, train: Batches, val: Batches) -> None:
