@@ -25,9 +25,10 @@ class Bench:
     failure: export.ExportError | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """A single result as it is, several in a list under "results"."""
+        """A single result as it is, several in a list under "results"; with the "failure" that kept others away."""
         found = [result.as_dict() for result in self.results]
-        return found[0] if len(found) == 1 else {"results": found}
+        failure = {"failure": str(self.failure)} if self.failure else {}
+        return (found[0] if len(found) == 1 else {"results": found}) | failure
 
 
 def grid(

@@ -25,7 +25,9 @@ def test_what_was_measured_is_told_before_a_later_setting_is_refused(
     assert stop.value.code == 2
     assert "median" in out
     assert "precision fp16 asked of a file whose weights are fp32" in err
-    assert json.loads((tmp_path / "found.json").read_text())["precision"] == "fp32"
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["precision"] == "fp32"
+    assert found["failure"].startswith("precision fp16 asked")
 
 
 def test_files_of_the_same_name_are_told_apart(

@@ -240,6 +240,11 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(here: Path, run: Path
     refused(f"{run} --precision int4", "BadConfig: precision 'int4' is not known")
     refused(f"{run} --target arm", "BadConfig: target 'arm' is not known")
     refused(f"{run} --precision fp16 --target x86", "BadConfig: fp16 has no target")
+    sealed = (run / "manifest.json").read_text()
+    (run / "manifest.json").write_text(sealed.replace("sha", "shb", 1))
+    refused(f"{run}", "BadRun: ")
+    assert not list(run.glob("pruned-*.json")), "found before anything was measured"
+    (run / "manifest.json").write_text(sealed)
     (run / "pruned-int8.onnx").write_bytes(b"older")
     before = sorted(path.name for path in run.iterdir())
     for old, new, fact in (
