@@ -3,13 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from diffprune.pruned import STATIC, Origin, normalised
-from diffprune.report import rows, tiny, warnings, words
+from diffprune.report import rows, templates, tiny, warnings, words
 
 MOST_LABELS = 20
 """More are only in the metadata of the files."""
@@ -17,14 +14,7 @@ MOST_LABELS = 20
 
 def model_card(report: Mapping[str, Any], origin: Origin) -> str:
     """Markdown with the front matter that model hubs read. Every text in it is on one line and cannot break out."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown: `line`, `code` and `yaml` do what is needed
-    )
+    environment = templates(escape=False)  # Markdown: `line`, `code` and `yaml` do what is needed
     environment.filters |= {"line": line, "code": code, "yaml": json.dumps, "tiny": tiny, "words": words}
     channels, height, width = json.loads(origin.metadata["input_shape"])
     labels = origin.labels or ()

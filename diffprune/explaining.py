@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 import export
 from diffprune.config import load_config
 from diffprune.errors import BadRun
@@ -74,16 +76,7 @@ def explain_lines(folder: Path, *, threads: int | None = None, batch: int | None
 
     Raises BadRun if the folder lacks one of the two files.
     """
-    files = [folder / "dense.onnx", folder / "pruned.onnx"]
-    for file in files:
-        if not file.is_file():
-            raise BadRun(
-                f"there is no {file.name}",
-                at=str(folder),
-                effect="nothing was explained",
-                fix="give the folder of a finished run of `diffprune compress`",
-            )
-    stored = folder / "config.toml"
+    files, stored = _files(folder), folder / "config.toml"
     config = load_config(stored) if stored.is_file() else None
     threads = threads or (config.threads if config else 1)
     batch = batch or (config.latency_batch if config else 1)
@@ -91,22 +84,8 @@ def explain_lines(folder: Path, *, threads: int | None = None, batch: int | None
         export.layers_of(file, threads=threads, batch=batch) for file in files
     )
     roofline, step = export.measure_roofline(threads=threads), export.default_step()
-    drawn = table("layer", "channels", "pruned to", "ms", "pruned", "faster", "MACs", "roofline", "", right=range(3, 8))
     rows = explained(dense, pruned, roofline, step)
-    for row in rows:
-        ratio = row.dense.macs / row.pruned.macs
-        add_row(
-            drawn,
-            row.dense.weight.removesuffix(".weight"),
-            *(" > ".join(map(str, layer.widths)) for layer in (row.dense, row.pruned)),
-            f"{row.dense.ms:.3f}",
-            f"{row.pruned.ms:.3f}",
-            f"{row.speedup:.2f}x",
-            f"{ratio:.2f}x",
-            f"{100 * row.roofline:.0f} %",
-            row.why,
-        )
-    yield drawn
+    yield _pairs(rows)
     yield ""
     paired = {row.dense.weight for row in rows}
     if alone := [layer for layer in dense if layer.weight not in paired]:
@@ -114,7 +93,7 @@ def explain_lines(folder: Path, *, threads: int | None = None, batch: int | None
         ms = sum(layer.ms for layer in alone)
         yield f"{ms:.3f} ms of the dense file are in layers that the pruned one does not have: {names}"
         yield ""
-    yield from _others(dense_rest, pruned_rest)
+    yield _others(dense_rest, pruned_rest)
     best = sum(roofline.ms(layer) for layer in pruned) / sum(layer.ms for layer in pruned)
     yield ""
     yield (
@@ -125,7 +104,37 @@ def explain_lines(folder: Path, *, threads: int | None = None, batch: int | None
     yield "the fastest of 20 profiled runs each; for the speed-up itself see report.html or `diffprune bench`"
 
 
-def _others(dense: Sequence[NodeTime], pruned: Sequence[NodeTime]) -> Iterator[Any]:
+def _files(folder: Path) -> list[Path]:
+    files = [folder / "dense.onnx", folder / "pruned.onnx"]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise BadRun(
+            f"there is no {missing[0]}",
+            at=str(folder),
+            effect="nothing was explained",
+            fix="give the folder of a finished run of `diffprune compress`",
+        )
+    return files
+
+
+def _pairs(rows: Iterable[Explained]) -> Table:
+    """A row for each layer of both files."""
+    drawn = table("layer", "channels", "pruned to", "ms", "pruned", "faster", "MACs", "roofline", "", right=range(3, 8))
+    for row in rows:
+        add_row(
+            drawn,
+            row.dense.weight.removesuffix(".weight"),
+            *(" > ".join(map(str, layer.widths)) for layer in (row.dense, row.pruned)),
+            f"{row.dense.ms:.3f}",
+            f"{row.pruned.ms:.3f}",
+            f"{row.speedup:.2f}x",
+            f"{row.dense.macs / row.pruned.macs:.2f}x",
+            f"{100 * row.roofline:.0f} %",
+            row.why,
+        )
+    return drawn
+
+
+def _others(dense: Sequence[NodeTime], pruned: Sequence[NodeTime]) -> Table:
     """Everything but layers, by operator."""
     drawn = table("other operators", "ms", "pruned", right=range(1, 3))
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -134,7 +143,7 @@ def _others(dense: Sequence[NodeTime], pruned: Sequence[NodeTime]) -> Iterator[A
             sums[node.op][side] += node.ms
     for op, (before, after) in sorted(sums.items(), key=lambda entry: -entry[1][0]):
         add_row(drawn, op, f"{before:.3f}", f"{after:.3f}")
-    yield drawn
+    return drawn
 
 
 def _transposed(name: str) -> bool:

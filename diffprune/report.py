@@ -98,15 +98,21 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*report["warnings"], *latencies]))
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """One self-contained page of HTML without scripts; every text in the report is escaped."""
-    environment = Environment(
+def templates(*, escape: bool) -> Environment:
+    """What reads the templates of the package; a name that is not given is an error, never empty."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """One self-contained page of HTML without scripts; every text in the report is escaped."""
+    environment = templates(escape=True)
     environment.filters |= {"count": count, "percent": percent, "tiny": tiny, "words": words}
     sides = {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
     return environment.get_template("report.html").render(
