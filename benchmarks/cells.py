@@ -21,18 +21,20 @@ Cell = dict[str, Any]
 def run_cells(path: Path, cells: list[Cell], measure: Callable[[Cell], Cell]) -> list[Cell]:
     """The results of all `cells`, from the file at `path` where it has them, else measured and added to it.
 
-    A result is the cell's own settings and what `measure` returns for them. One that holds a "failure" is measured
-    again and replaced. Several processes may share the file.
+    A result is the cell's own settings, what `measure` returns for them, and the processor; the file has all of the
+    first machine, on which it was begun. One that holds a "failure" is measured again and replaced. Several processes
+    may share the file.
     """
     results = []
     for cell in cells:
         known = next((r for r in _done(path) if cell.items() <= r.items()), None)
         if known is None or "failure" in known:
-            known = {**cell, **measure(cell)}
+            known = {**cell, **measure(cell), **processor()}
             path.parent.mkdir(parents=True, exist_ok=True)
             with alone_in(path.parent):
                 others = [r for r in _done(path) if not cell.items() <= r.items()]
-                write_atomically(path, as_json({"machine": machine(), "cells": [*others, known]}))
+                first = stored(path)[0] if path.exists() else machine()
+                write_atomically(path, as_json({"machine": first, "cells": [*others, known]}))
         results.append(known)
     return results
 
@@ -60,6 +62,12 @@ def stored(path: Path) -> tuple[Cell, list[Cell]]:
 
 def machine() -> dict[str, Any]:
     return {**this_machine().as_dict(), "torch_threads": torch.get_num_threads(), "platform": platform.system()}
+
+
+def processor() -> Cell:
+    """Of the cells of one file some may come from another machine."""
+    here = this_machine()
+    return {"cpu": ", ".join((here.cpu, *here.isa))} | ({"gpu": here.gpu} if here.gpu else {})
 
 
 def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

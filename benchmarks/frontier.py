@@ -136,7 +136,6 @@ def measure(cell: Cell, folder: Path, device: str = "cpu") -> Cell:
         "macs_left": macs(small, image) / macs(dense, image),
         "steps": given.steps,
         "seconds": seconds,
-        **trained_on(device),
     }
     FILES.mkdir(parents=True, exist_ok=True)
     export.to_onnx(small, image, small_file(cell))
@@ -144,12 +143,6 @@ def measure(cell: Cell, folder: Path, device: str = "cpu") -> Cell:
         export.to_onnx(dense, image, dense_file(cell))
     print({**cell, **found}, flush=True)
     return found
-
-
-def trained_on(device: str) -> Cell:
-    """The processor: cells of one file may come from several machines."""
-    here = export.this_machine()
-    return {"gpu": here.gpu} if device == "cuda" else {"cpu": ", ".join((here.cpu, *here.isa))}
 
 
 def small_file(cell: Cell) -> Path:
@@ -209,7 +202,7 @@ def table(results: list[Cell]) -> str:
     for r in results:
         groups.setdefault((r["network"], r["epochs"], training(r), r["factor"], r["method"]), []).append(r)
     for (network, _, trained, factor, method), mine in sorted(groups.items(), key=lambda item: item[0][:4]):
-        minutes = [r["seconds"] / 60 for r in mine if r.get("device") != "cuda" and "gpu" not in r]
+        minutes = [r["seconds"] / 60 for r in mine if r.get("device") != "cuda" and ("gpu" not in r or "device" in r)]
         rows.append((
             PARENTS[network].title, trained, f"{factor:g}x", method, spread([100 * r["accuracy"] for r in mine]),
             f"{1 / mean(r['macs_left'] for r in mine):.2f}x",
