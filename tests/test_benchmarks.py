@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+import export
 import surgery
 from benchmarks import coverage
-from benchmarks.cells import markdown, run_cells, stored
+from benchmarks.cells import markdown, processor, run_cells, stored
 from benchmarks.cifar_resnet import CifarResNet
 from benchmarks.parents import PARENTS
 from diffprune.data import load_data
@@ -35,8 +37,8 @@ def test_cells_are_written_one_by_one_and_never_measured_twice(tmp_path: Path) -
         run_cells(path, [{"seed": 0}, {"seed": 1}, {"seed": 2}], measure)
     assert [c["answer"] for c in json.loads(path.read_text())["cells"]] == [0, 10]
     assert run_cells(path, [{"seed": 1}, {"seed": 3}], measure) == [
-        {"seed": 1, "answer": 10},
-        {"seed": 3, "answer": 30},
+        {"seed": 1, "answer": 10, **processor()},
+        {"seed": 3, "answer": 30, **processor()},
     ]
     assert calls == [0, 1, 2, 3]
 
@@ -45,12 +47,26 @@ def test_a_failure_is_kept_until_the_next_call_measures_again(tmp_path: Path) ->
     path, answers = tmp_path / "some.json", iter([{"failure": "no"}, {"answer": 2}, {"answer": 1}])
     cells = [{"seed": 1}, {"seed": 2}]
     assert run_cells(path, cells, lambda cell: next(answers)) == [
-        {"seed": 1, "failure": "no"},
-        {"seed": 2, "answer": 2},
+        {"seed": 1, "failure": "no", **processor()},
+        {"seed": 2, "answer": 2, **processor()},
     ]
     again = run_cells(path, cells, lambda cell: next(answers))
-    assert again == [{"seed": 1, "answer": 1}, {"seed": 2, "answer": 2}]
+    assert again == [{"seed": 1, "answer": 1, **processor()}, {"seed": 2, "answer": 2, **processor()}]
     assert sorted(stored(path)[1], key=lambda r: r["seed"]) == again
+
+
+def test_a_file_keeps_its_first_machine_and_a_cell_its_own_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "some.json"
+    run_cells(path, [{"seed": 0}], lambda cell: {})
+    first = stored(path)[0]
+    other = replace(export.this_machine(), cpu="another", isa=("neon",))
+    monkeypatch.setattr("benchmarks.cells.this_machine", lambda: other)
+    run_cells(path, [{"seed": 1}], lambda cell: {})
+    machine, found = stored(path)
+    assert machine == first
+    assert found[1]["cpu"] == "another, neon" != found[0]["cpu"]
 
 
 def test_several_workers_share_a_file_and_lose_nothing(tmp_path: Path) -> None:
