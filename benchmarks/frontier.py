@@ -1,6 +1,7 @@
 """Accuracy against MACs and against measured CPU latency: diffprune beside torch-pruning's pruners.
 
-    python -m benchmarks.frontier --data PATH --precision bfloat16
+    python -m benchmarks.frontier --data PATH --precision bfloat16 --networks resnet20 resnet56
+    python -m benchmarks.frontier --data PATH --networks lenet5
     python -m benchmarks.frontier --data PATH --precision bfloat16 --device cuda --networks resnet56 resnet18 \
         --epochs 5 12 --factors 2 2.1 2.57 5 --seeds 0
 
