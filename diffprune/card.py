@@ -1,12 +1,15 @@
-"""MODEL_CARD.md: what the network is, what was measured, what it cannot do."""
+"""What the network is, what was measured, what it cannot do: MODEL_CARD.md of a run, and the card of an export."""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffprune.pruned import STATIC, Origin, normalised
-from diffprune.report import rows, templates, tiny, warnings, words
+from jinja2 import Template
+
+from diffprune.pruned import STATIC, Origin
+from diffprune.report import rows, size, templates, tiny, warnings, words
+from export import OnnxFile
 
 MOST_LABELS = 20
 """More are only in the metadata of the files."""
@@ -14,31 +17,54 @@ MOST_LABELS = 20
 
 def model_card(report: Mapping[str, Any], origin: Origin) -> str:
     """Markdown with the front matter that model hubs read. Every text in it is on one line and cannot break out."""
-    environment = templates(escape=False)  # Markdown: `line`, `code` and `yaml` do what is needed
-    environment.filters |= {"line": line, "code": code, "yaml": json.dumps, "tiny": tiny, "words": words}
-    channels, height, width = json.loads(origin.metadata["input_shape"])
-    labels = origin.labels or ()
-    return environment.get_template("model_card.md").render(
+    return _template("model_card.md").render(
+        **_usage(origin, "pruned.onnx", baked=False),
         title=f"{report['model']} on {report['data']}, pruned",
-        about=origin.metadata,
         report=report,
         rows=rows(report),
         machine=report["machine"],
         speed=report["latency"]["cpu"],
-        files={name: _takes(name) for name in report["file_bytes"]},
-        labels=labels if len(labels) <= MOST_LABELS else (),
-        shape={"nchw": (1, channels, height, width), "nhwc": (1, height, width, channels)},
-        normalised=normalised(origin.preprocessing.mean, origin.preprocessing.std),
+        files={name: _takes(name, baked="uint8" in name) for name in report["file_bytes"]},
         warnings=warnings(report),
     )
 
 
-def _takes(name: str) -> str:
+def export_card(files: Sequence[OnnxFile], origin: Origin, saved: str, manifest: str, *, baked: bool) -> str:
+    """The same for files that were written from the network in `saved`, of which nothing was measured."""
+    return _template("export_card.md").render(
+        **_usage(origin, files[0].path.name, baked=baked),
+        files=[(file, _takes(file.path.stem, baked=baked)) for file in files],
+        saved=saved,
+        manifest=manifest,
+    )
+
+
+def _template(name: str) -> Template:
+    environment = templates(escape=False)  # Markdown: `line`, `code` and `yaml` do what is needed
+    environment.filters |= {"line": line, "code": code, "yaml": json.dumps, "tiny": tiny, "size": size, "words": words}
+    return environment.get_template(name)
+
+
+def _usage(origin: Origin, main: str, *, baked: bool) -> dict[str, Any]:
+    """What usage.md asks for. `main` is the file that its code reads, `baked` if that takes pixels."""
+    channels, height, width = json.loads(origin.metadata["input_shape"])
+    labels = origin.labels or ()
+    return {
+        "about": origin.metadata,
+        "main": main,
+        "baked": baked,
+        "labels": labels if len(labels) <= MOST_LABELS else (),
+        "shape": {"nchw": (1, channels, height, width), "nhwc": (1, height, width, channels)},
+        "normalised": origin.normalised,
+    }
+
+
+def _takes(name: str, *, baked: bool) -> str:
     """What a file of this stem takes, in words."""
     pixels = "uint8 (batch, height, width, channels), normalised inside"
     images = "float32 (batch, channels, height, width), normalised"
     batch = "; batch 1 only, every axis fixed" if name.endswith(STATIC) else ""
-    return f"{pixels if 'uint8' in name else images}{batch}"
+    return f"{pixels if baked else images}{batch}"
 
 
 def line(text: str) -> str:

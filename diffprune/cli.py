@@ -8,7 +8,7 @@ import typer
 
 from diffprune import __version__
 from diffprune.interrupts import Interrupts
-from diffprune.options import bad_option, counts, image_shape, multiple, named_sizes, numbers, require_folder
+from diffprune.options import bad_option, counts, image_shape, lines_of, multiple, named_sizes, numbers, require_folder
 
 app = typer.Typer(
     help="Learn which channels a trained network needs, cut the others out exactly, measure the speed-up.",
@@ -224,40 +224,40 @@ def export(
     license: Annotated[str, typer.Option(help="of the weights")] = "unknown",
     mean: Annotated[str | None, typer.Option(help="per channel, with --std: the file takes uint8 (N, H, W, C)")] = None,
     std: Annotated[str | None, typer.Option(help="per channel, and computes (x / 255 - mean) / std itself")] = None,
+    labels: Annotated[Path | None, typer.Option(help="a text file with the name of a class on each line")] = None,
     static_twin: Annotated[
         bool, typer.Option("--static-twin", help="write OUTPUT-static.onnx, with a fixed batch of 1, too")
     ] = False,
 ) -> None:
-    """Turn a saved network into an ONNX file.
+    """Turn a saved network into an ONNX file, with a model card and a manifest beside it.
 
-    The file is checked: it is dense, and onnxruntime computes with it what the network computes.
+    The file is checked: it is dense, onnxruntime computes with it what the network computes, and written again it has
+    the same bytes.
     """
     shape = image_shape(input_, model)
     pixels = numbers(mean, "--mean"), numbers(std, "--std")
     if (mean is None) != (std is None):
         raise bad_option("one of --mean and --std is missing", "give both, or neither")
     require_folder(output, "--output")
-    import torch
-
-    import surgery
+    names = lines_of(labels, "--labels") if labels else None
+    from diffprune.exporting import about, export_saved
     from diffprune.models import load_model
-    from export import Preprocessing, to_onnx
-    from export import static_twin as twin_of
+    from diffprune.pruned import Origin
+    from export import Preprocessing
 
-    small = surgery.load(saved, lambda: load_model(model, weights=weights, num_classes=classes))
-    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    about = {"source_model": model, "base_model": model, "license": license, "input_shape": str([*shape])}
     inside = None if mean is None else Preprocessing(*pixels)
-    files = [to_onnx(small, example, output, opset=opset, metadata=about, preprocessing=inside)]
-    if static_twin:
-        twin = output.with_name(f"{output.stem}-static{output.suffix}")
-        files.append(twin_of(output, twin, small, example, preprocessing=inside))
-    for file in files:
+    said = about(model, weights, license, shape) | (inside.metadata() if inside else {})
+    shipped = export_saved(
+        saved, output, lambda: load_model(model, weights=weights, num_classes=classes), Origin(classes, names, said),
+        opset=opset, preprocessing=inside, twin=static_twin,
+    )  # fmt: skip
+    for file in shipped.files:
         _print(
             f"{file.path}: {file.size / 1e6:.2f} MB, opset {file.opset}, "
             f"largest relative difference to the network {file.parity.worst:.1e}",
             f"sha256 {file.sha256}",
         )
+    _print(f"said in {shipped.card}, listed in {shipped.manifest}")
 
 
 @app.command()

@@ -43,18 +43,20 @@ def versions() -> dict[str, str]:
 
 
 def write_manifest(folder: Path, config: Config, origin: Origin) -> Path:
-    """List everything in `folder`. The last line seals the rest, so that no byte of the manifest changes unnoticed."""
-    files = [path for path in sorted(folder.iterdir()) if path.name != NAME]
+    """List everything in `folder`."""
     body = {
         "format": FORMAT,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
         "seed": config.seed,
         "config": portable(config).model_dump(exclude_none=True),
         "origin": asdict(origin),
-        "files": {path.name: _listed(path) for path in files},
     }
-    return write_atomically(folder / NAME, _sealed(body))
+    return write_listing(folder / NAME, body, [path for path in sorted(folder.iterdir()) if path.name != NAME])
+
+
+def write_listing(target: Path, body: Mapping[str, Any], files: Iterable[Path]) -> Path:
+    """`body` with the date, the versions and all `files`; a seal at the end, so that no byte changes unnoticed."""
+    made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
+    return write_atomically(target, _sealed({**body, **made, "files": {path.name: _listed(path) for path in files}}))
 
 
 def list_too(folder: Path, names: Iterable[str]) -> Path:

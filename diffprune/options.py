@@ -44,6 +44,13 @@ def numbers(text: str | None, option: str) -> tuple[float, ...]:
         raise bad_option(f"{option} is {text!r}", "write a number per channel, such as 0.485,0.456,0.406") from None
 
 
+def lines_of(file: Path, option: str) -> tuple[str, ...]:
+    try:
+        return tuple(file.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise bad_option(f"{option} {file} cannot be read: {error}", "name a text file, a name on each line") from None
+
+
 def multiple(text: str) -> int:
     if text == "auto":
         from export import default_step

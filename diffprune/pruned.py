@@ -26,7 +26,7 @@ class Origin:
     """What the files come from, beside the settings and the saved network.
 
     `classes` is what the factory of the dense network is given, `metadata` what every file says of itself, among it
-    the JSON of `input_shape` (C, H, W), `mean` and `std`.
+    the JSON of `input_shape` (C, H, W) and, where they are known, of `mean` and `std`.
     """
 
     classes: int | None
@@ -42,6 +42,11 @@ class Origin:
     @property
     def preprocessing(self) -> export.Preprocessing:
         return export.Preprocessing(*(json.loads(self.metadata[key]) for key in ("mean", "std")))
+
+    @property
+    def normalised(self) -> bool:
+        """Whether it is known how pixels became what the network takes."""
+        return "mean" in self.metadata and normalised(self.preprocessing.mean, self.preprocessing.std)
 
 
 def normalised(mean: Sequence[float], std: Sequence[float]) -> bool:

@@ -58,6 +58,19 @@ def drawn(num_classes=10):
     return Scaled(colour(num_classes))
 
 
+class Restless(nn.Sequential):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.factor = random.uniform(1, 2)
+
+    def forward(self, x):
+        return self.factor * super().forward(x)
+
+
+def restless(num_classes=10):
+    return Restless(*factory(num_classes))
+
+
 def last(num_classes=10):
     return colour(num_classes).to(memory_format=torch.channels_last)
 

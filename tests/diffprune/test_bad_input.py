@@ -183,6 +183,12 @@ def test_compress_from_a_file(here: Path, words: str, fact: str) -> None:
             f"export cut.safetensors --model {SMALL} --input 1,8,8 --mean 0.5 --std 0 --output x.onnx",
             "NotExportable: mean (0.5,) and std (0.0,) do not normalise",
         ),
+        (f"export cut.safetensors --model {SMALL} --labels absent --output x.onnx", "BadConfig: --labels absent"),
+        (f"export cut.safetensors --model {SMALL} --labels taken --output x.onnx", "BadConfig: --labels taken cannot"),
+        (
+            f"export cut.safetensors --model {SMALL} --input 1,8,8 --labels text.onnx --output x.onnx",
+            "NotExportable: 1 labels for",
+        ),
         ("verify absent", "BadRun: manifest.json cannot be read: No such file"),
         ("verify text.onnx", "BadRun: manifest.json cannot be read: Not a directory"),
         ("verify taken", "BadRun: manifest.json cannot be read: No such file"),

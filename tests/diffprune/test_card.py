@@ -59,7 +59,7 @@ def test_every_number_and_every_file_is_there() -> None:
 
 def test_what_the_data_does_not_say_is_not_invented() -> None:
     text = card(mean="[0.0]", std="[1.0]")
-    assert "does not say how its pixels were normalised" in text
+    assert "How pixels were normalised is not known here" in text
     assert "255" not in text
     assert "np.zeros((1, 1, 16, 16), np.float32)" in text
 

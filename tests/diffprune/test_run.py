@@ -30,6 +30,7 @@ from diffprune.pruned import built
 from diffprune.recover import accuracy
 from diffprune.report import count, milliseconds, percent
 from diffprune.stored import load_run
+from export.drafts import sha256_of
 
 FILES = {
     "MODEL_CARD.md",
@@ -268,6 +269,45 @@ def test_the_saved_network_is_exported_again(here: Path, folder: Path) -> None:
     assert "largest relative difference" in outcome.out
     old, new = (onnx.load(path).graph for path in (folder / "pruned.onnx", here / "e.onnx"))
     assert [node.op_type for node in old.node] == [node.op_type for node in new.node]
+    assert sorted(path.name for path in here.glob("e*")) == ["e.card.md", "e.manifest.json", "e.onnx"]
+
+
+@pytest.mark.parametrize("baked", [[], ["--mean", "0.25", "--std", "0.5"]], ids=["", "pixels"])
+def test_an_exported_file_has_a_card_whose_code_runs_and_a_manifest(
+    here: Path, folder: Path, baked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here)
+    (here / "names.txt").write_text("".join(f"digit {i}\n" for i in range(10)))
+    words = f"--model {MODULE}:factory --input 1,8,8 --labels names.txt --license mit --static-twin --output f.onnx"
+    outcome = typed("export", "runs/one/pruned.safetensors", *words.split(), *baked)
+    assert outcome.code == 0, outcome.err
+    listed = json.loads((here / "f.manifest.json").read_text())
+    assert listed["files"].keys() == {"f.onnx", "f-static.onnx", "f.card.md"}
+    for name, entry in listed["files"].items():
+        assert entry == {"sha256": sha256_of(here / name), "bytes": (here / name).stat().st_size}
+    assert listed["saved"] == {"name": "pruned.safetensors", "sha256": sha256_of(folder / "pruned.safetensors")}
+    assert listed["versions"]["torch"] == torch.__version__
+    inside = {entry.key: entry.value for entry in onnx.load(here / "f.onnx").metadata_props}
+    assert json.loads(inside["labels"])[9] == "digit 9"
+    card = (here / "f.card.md").read_text()
+    assert 'license: "mit"' in card
+    assert "`digit 9`" in card
+    assert ("uint8 (batch, height, width, channels), normalised inside" in card) == bool(baked)
+    (block,) = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    exec(compile(block, "f.card.md", "exec"), {})
+    assert int(capsys.readouterr().out.strip("[]\n")) in range(10)
+    for path in here.glob("f*"):
+        path.unlink()
+
+
+def test_a_file_that_comes_out_otherwise_the_second_time_is_not_shipped(
+    here: Path, folder: Path
+) -> None:
+    words = f"--model {MODULE}:restless --input 1,8,8 --output r.onnx".split()
+    outcome = typed("export", "runs/one/pruned.safetensors", *words)
+    assert outcome.code == 2, outcome.out
+    assert "NotReproducible: 1 of 1 files come out with other bytes" in outcome.err
+    assert list(here.glob("*r.onnx*")) == []
 
 
 def test_a_network_that_began_with_named_weights_is_exported_with_them(
@@ -288,7 +328,7 @@ def test_a_network_that_began_with_named_weights_is_exported_with_them(
     built(manifest.config.model_copy(update={"weights": "DEFAULT"}), manifest.origin)
     built(manifest.config.model_copy(update={"weights": "trained.safetensors"}), manifest.origin)
     model, classes = manifest.config.model, manifest.origin.classes
-    assert asked == [
+    assert list(dict.fromkeys(asked)) == [
         ("torchvision:googlenet", "DEFAULT", None), (model, "DEFAULT", classes), (model, None, classes)
     ]
 

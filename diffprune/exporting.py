@@ -1,0 +1,101 @@
+"""A saved network as ONNX files, with a card and a manifest beside them."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+import surgery
+from diffprune.card import export_card
+from diffprune.errors import NotReproducible
+from diffprune.manifest import write_listing
+from diffprune.pruned import STATIC, Origin
+from diffprune.runfolder import write_atomically
+from export import OnnxFile, Preprocessing, static_twin, to_onnx
+from export.drafts import hidden, sha256_of
+
+FORMAT = "diffprune-export-1"
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What was written."""
+
+    files: tuple[OnnxFile, ...]
+    card: Path
+    manifest: Path
+
+
+def export_saved(
+    saved: Path,
+    output: Path,
+    factory: Callable[[], nn.Module],
+    origin: Origin,
+    *,
+    opset: int = 18,
+    preprocessing: Preprocessing | None = None,
+    twin: bool = False,
+) -> Shipment:
+    """Write the network in `saved` as `output`, and beside it STEM.card.md and STEM.manifest.json.
+
+    All is written twice, from a network built anew each time: files that cannot be reproduced are not shipped.
+
+    Args:
+        factory: builds the dense network.
+        preprocessing: what is baked into the files; they take uint8 pixels then.
+        twin: write STEM-static.onnx, with a fixed batch of 1, too.
+
+    Raises:
+        surgery.BadFile: `saved` does not fit what `factory` builds.
+        NotReproducible: other bytes the second time. What lay at `output` is left alone.
+        NotExportable, ParityFailed: as `export.to_onnx`.
+    """
+
+    def written(folder: Path) -> list[OnnxFile]:
+        network = surgery.load(saved, factory)
+        first = folder / output.name
+        files = [
+            to_onnx(
+                network, origin.example, first, metadata=origin.metadata, labels=origin.labels, opset=opset,
+                preprocessing=preprocessing,
+            )
+        ]  # fmt: skip
+        if twin:
+            other = first.with_stem(first.stem + STATIC)
+            files.append(static_twin(first, other, network, origin.example, preprocessing=preprocessing))
+        return files
+
+    with hidden(output) as folder, hidden(output) as other:
+        files = written(folder)
+        _require_same(files, written(other), saved)
+        names = sorted(path.name for path in folder.iterdir())
+        for name in reversed(names):  # data files before those that refer to them
+            os.replace(folder / name, output.with_name(name))
+    shipped = tuple(replace(file, path=output.with_name(file.path.name)) for file in files)
+    card, manifest = (output.with_name(f"{output.stem}.{ending}") for ending in ("card.md", "manifest.json"))
+    write_atomically(card, export_card(shipped, origin, saved.name, manifest.name, baked=preprocessing is not None))
+    body = {
+        "format": FORMAT, "saved": {"name": saved.name, "sha256": sha256_of(saved)}, "opset": opset,
+        "metadata": dict(origin.metadata), "labels": origin.labels,
+    }  # fmt: skip
+    write_listing(manifest, body, [*(output.with_name(name) for name in names), card])
+    return Shipment(shipped, card, manifest)
+
+
+def _require_same(files: list[OnnxFile], again: list[OnnxFile], saved: Path) -> None:
+    if strange := [one.path.name for one, other in zip(files, again, strict=True) if one.sha256 != other.sha256]:
+        raise NotReproducible(
+            f"{len(strange)} of {len(files)} files come out with other bytes when they are written again",
+            at=", ".join(strange),
+            effect=f"nothing was written: nobody could tell that they come from {saved.name}",
+            fix="give a factory and a forward that do the same in every run; look for randomness in them",
+        )
+
+
+def about(model: str, weights: str | None, license: str, shape: tuple[int, ...]) -> dict[str, str]:
+    """What the files say of themselves."""
+    named = {"base_weights": weights} if weights else {}
+    return {"source_model": model, "base_model": model, **named, "license": license, "input_shape": json.dumps(shape)}
