@@ -59,7 +59,7 @@ def ours(model: nn.Module, example: Tensor, cell: Cell) -> Cell:
 
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        watch = stopwatch(model, graph, example, Path(folder), step=cell["step"], threads=1, tell=listen)
+        watch = stopwatch(model, graph, example, Path(folder), step=cell["step"], tell=listen)
         built = time.perf_counter() - started
         scores = as_logits(per_cost(contribution(model, graph, torch.randn(IMAGES, 3, 224, 224)), budget, watch.size))
         try:

@@ -31,7 +31,7 @@ class Cost(Protocol):
 class Budget:
     """What may remain: exactly one of `macs` and `params`, shares of the dense cost in (0, 1], and `speedup`.
 
-    `speedup` is dense latency / pruned latency, above 1, on the CPU that runs the search: its share is 1 / speedup.
+    `speedup` is dense latency / pruned latency, above 1, on the machine that runs the search: its share is 1 / speedup.
     """
 
     macs: float | None = None
@@ -76,7 +76,7 @@ class Budget:
         price: Callable[[Tensor], Tensor] | None = getattr(size, COSTS[self.kind], None)
         if price is None:
             raise _bad(
-                "a speed-up is asked of a network whose latency is not known", "give the TimedSize of timed_size"
+                "a speed-up is asked of a network whose latency is not known", "give the TimedSize of timed_file"
             )
         return price
 

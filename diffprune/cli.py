@@ -75,7 +75,7 @@ def compress(
     macs: Annotated[float | None, typer.Option(help="budget: share of the dense MACs that may remain")] = None,
     params: Annotated[float | None, typer.Option(help="budget: share of the dense parameters that may remain")] = None,
     speedup: Annotated[
-        float | None, typer.Option(help="budget: dense latency / pruned latency, as measured on this CPU")
+        float | None, typer.Option(help="budget: dense latency / pruned latency, as measured on this machine")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="search and recovery together  [5]")] = None,
     parent_epochs: Annotated[int | None, typer.Option(help="train the dense network first  [0]")] = None,
@@ -92,6 +92,10 @@ def compress(
     round_to: Annotated[str | None, typer.Option(help="widths stay multiples of this; auto probes  [auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads to measure latency with  [1]")] = None,
     latency_batch: Annotated[int | None, typer.Option(help="images at once when latency is measured  [1]")] = None,
+    latency_device: Annotated[
+        str | None, typer.Option(help="cpu, or cuda: a speed-up is asked of torch's CUDA graphs on this GPU  [cpu]")
+    ] = None,
+    latency_precision: Annotated[str | None, typer.Option(help="fp32; on cuda also tf32 and fp16  [fp32]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, to train on  [cpu]")] = None,
     seed: Annotated[int | None, typer.Option(help="of everything random  [0]")] = None,
     license: Annotated[

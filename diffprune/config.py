@@ -54,6 +54,8 @@ class Config(BaseModel):
     )
     threads: int = Field(default=1, ge=1, description="CPU threads that latency is measured with, 1 or more")
     latency_batch: int = Field(default=1, ge=1, description="images at once in latency measurements, 1 or more")
+    latency_device: Literal["cpu", "cuda"] = Field(default="cpu", description="cpu or cuda")
+    latency_precision: Literal["fp32", "tf32", "fp16"] = Field(default="fp32", description="fp32, tf32 or fp16")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="cpu or cuda")
     seed: int = Field(default=0, ge=0, lt=2**32, description="0 to 4294967295")
     license: str = Field(default="unknown", min_length=1, description="the licence of the weights, such as mit")

@@ -16,6 +16,7 @@ from diffprune.preparation import alive, answer
 from diffprune.report import count
 from diffprune.stopwatch import stopwatch
 from diffprune.tables import add_row, table
+from diffprune.target import target
 from diffprune.timed import TimedSize
 from diffprune.training import Event
 from export import Comparison
@@ -59,9 +60,9 @@ def inspection(
     lines += [_reach(budget, share, size, round_to) for budget, share in zip(budgets, asked, strict=True)]
     if faster:
         with TemporaryDirectory() as folder:
-            place = Path(folder)
+            place, asked_of = Path(folder), target(threads=threads, batch=batch)
             model = model if weights else alive(model)
-            watch = stopwatch(model, graph, example, place, step=round_to, threads=threads, batch=batch, tell=tell)
+            watch = stopwatch(model, graph, example, place, step=round_to, settings=asked_of, tell=tell)
             lines[2] = _groups(watch.size)
             tell({"phase": "measure"})
             lines.append(_fastest(faster, watch.fastest(round_to), round_to))

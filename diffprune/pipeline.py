@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-import export
 import surgery
 from diffprune.budget import Budget
 from diffprune.bundles import Bundle
@@ -31,6 +30,7 @@ from diffprune.hints import hinted, hinting
 from diffprune.landing import require_reachable
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.stopwatch import stopwatch
+from diffprune.target import probe, target
 from diffprune.training import Event, Recipe, fit_
 from surgery import ExampleInputs, SizeModel
 from surgery.rebuilding import copied
@@ -65,6 +65,8 @@ def compress(
     device: str | torch.device = "cpu",
     threads: int = 1,
     latency_batch: int = 1,
+    latency_device: str = "cpu",
+    latency_precision: str = "fp32",
     on_event: Event = lambda event: None,
 ) -> Result:
     """A smaller network that keeps `budget` of the dense cost and imitates `model`, which is left alone.
@@ -75,7 +77,8 @@ def compress(
     where they were: 1 by default, so that shares of MACs and parameters are met closely (where speed counts give 4 or
     more: onnxruntime runs single channels slowly), and under a budget of speed-up the step that is probed here
     (`export.default_step()` is right for onnxruntime on this CPU). Such a budget is met as measured by onnxruntime on
-    this CPU with `threads` threads and `latency_batch` images at once: the report has the interval.
+    this CPU with `threads` threads and `latency_batch` images at once, or, if `latency_device` is "cuda", by torch's
+    CUDA graphs on this GPU in `latency_precision` ("fp32", "tf32" or "fp16"): the report has the interval.
     Units in one of the `bundles` stay or go together; `bundles=branches` drops whole residual branches: they stay zero,
     and ONNX files go without them. `scores` tells what each unit is worth before the search: `gains` by default,
     `criterion_scores` for one of torch-pruning's, or a function of yours from (network, graph, images) to a tensor of
@@ -86,6 +89,7 @@ def compress(
     """
     recipe = recipe or Recipe()
     started = time.perf_counter()
+    asked_of = target(latency_device, threads=threads, batch=latency_batch, precision=latency_precision)
     _require_numbers(epochs, round_to)
     refuse_iterators(train=train, val=val)
     torch.manual_seed(seed)
@@ -93,7 +97,7 @@ def compress(
     images, batches = calibration(train, parent, torch.device(device))
     example = images[:2] if example_inputs is None else _moved(example_inputs, device)
     graph = surgery.trace(parent, example)
-    probed = export.probe_step(threads=threads) if budget.kind == "speedup" and not round_to else None
+    probed = probe(asked_of) if budget.kind == "speedup" and not round_to else None
     step = round_to or (probed.multiple if probed else 1)
     total = max(1, round(epochs * length(train))) if epochs else 0
 
@@ -103,9 +107,7 @@ def compress(
         with tempfile.TemporaryDirectory() as folder:
             watch = None
             if budget.kind == "speedup":
-                watch = stopwatch(
-                    parent, graph, example, Path(folder), step=step, threads=threads, batch=latency_batch, tell=on_event
-                )
+                watch = stopwatch(parent, graph, example, Path(folder), step=step, settings=asked_of, tell=on_event)
                 gated.size = watch.size
                 watch.require_reachable(budget, step, gated.gate_of)
             else:

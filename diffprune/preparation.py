@@ -19,7 +19,9 @@ from diffprune.landing import require_reachable
 from diffprune.models import load_model
 from diffprune.pruned import normalised
 from diffprune.stopwatch import stopwatch
+from diffprune.target import target
 from diffprune.training import Event
+from export import Settings
 
 UNTRAINED = 0.1
 """Above guessing by less than this share of the way to 1, a parent looks untrained."""
@@ -94,15 +96,23 @@ def answer(model: nn.Module, images: Tensor, *, at: str, effect: str, fix: str) 
         raise BadData(fact, at=at, effect=effect, fix=fix) from error
 
 
-def require_device(name: str) -> None:
+def require_devices(config: Config) -> None:
     """Raises DeviceMissing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceMissing(
-            "there is no CUDA device",
-            at="device = cuda",
-            effect="nothing was started",
-            fix="use device = cpu, or a machine and a torch build with CUDA",
-        )
+    for name in ("device", "latency_device"):
+        if getattr(config, name) == "cuda" and not torch.cuda.is_available():
+            raise DeviceMissing(
+                "there is no CUDA device",
+                at=f"{name} = cuda",
+                effect="nothing was started",
+                fix=f"use {name} = cpu, or a machine and a torch build with CUDA",
+            )
+
+
+def target_of(config: Config) -> Settings:
+    """Raises BadConfig."""
+    return target(
+        config.latency_device, threads=config.threads, batch=config.latency_batch, precision=config.latency_precision
+    )
 
 
 def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: Event) -> None:
@@ -117,9 +127,7 @@ def require_possible(prepared: Prepared, budget: Budget, config: Config, tell: E
         return require_reachable(budget, size, step)
     with TemporaryDirectory() as folder:
         place, model, example = Path(folder), alive(prepared.model), prepared.example
-        watch = stopwatch(
-            model, graph, example, place, step=step, threads=config.threads, batch=config.latency_batch, tell=tell
-        )
+        watch = stopwatch(model, graph, example, place, step=step, settings=target_of(config), tell=tell)
         watch.require_reachable(budget, step)
 
 

@@ -20,15 +20,25 @@ from diffprune.preparation import (
     Prepared,
     looks_untrained,
     prepare,
-    require_device,
+    require_devices,
     require_exportable,
     require_possible,
+    target_of,
 )
 from diffprune.pruned import Origin
 from diffprune.report import render
 from diffprune.runfolder import RunFolder, create
-from diffprune.shipping import latency, measured, origin_of, save_dense, write_networks
+from diffprune.shipping import (
+    LATENCY_FILES,
+    latency,
+    measured,
+    measured_networks,
+    origin_of,
+    save_dense,
+    write_networks,
+)
 from diffprune.stored import TRAINED
+from diffprune.target import probe
 from diffprune.training import Event, Recipe, fit_
 from diffprune.verdict import missed, verdict
 
@@ -69,7 +79,8 @@ def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
     """
     started = time.perf_counter()
     budget = Budget(macs=config.macs, params=config.params, speedup=config.speedup)
-    require_device(config.device)
+    require_devices(config)
+    asked_of = target_of(config)
     with create(config.output) as folder:
         torch.manual_seed(config.seed)
         prepared = prepare(config)
@@ -79,7 +90,7 @@ def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
             diary.warn(f"the data names {named} of the {prepared.logits} logits, so the ONNX files carry no labels")
         if budget.kind != "speedup" and (config.parent_epochs or config.epochs):  # else the layers are measured first
             require_exportable(prepared)
-        config, alignment = _resolved(config, diary)
+        config, alignment = _resolved(config, asked_of, diary)
         if config.parent_epochs:
             require_possible(prepared, budget, config, diary)
             _train_parent_(prepared, config, diary)
@@ -98,12 +109,12 @@ def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
     return Finished(Path(config.output), report)
 
 
-def _resolved(config: Config, diary: Diary) -> tuple[Config, dict[str, Any]]:
+def _resolved(config: Config, asked_of: export.Settings, diary: Diary) -> tuple[Config, dict[str, Any]]:
     """`config` with the step that was probed, so that running it again needs no probe; and what was measured for it."""
     if config.round_to != "auto":
         return config, {}
     diary({"phase": "probe"})
-    step = export.probe_step(threads=config.threads)
+    step = probe(asked_of)
     if step.doubt:
         diary.warn(step.doubt)
     return config.model_copy(update={"round_to": step.multiple}), step.as_dict()
@@ -137,6 +148,8 @@ def _compressed(prepared: Prepared, config: Config, budget: Budget, tell: Event)
         device=config.device,
         threads=config.threads,
         latency_batch=config.latency_batch,
+        latency_device=config.latency_device,
+        latency_precision=config.latency_precision,
         on_event=tell,
     )
 
@@ -150,8 +163,11 @@ def _shipped(
     folder.keep()
     files = write_networks(folder.path, config, origin, dense=prepared.model, pruned=result.model)
     diary({"phase": "measure"})
-    comparison = measured(folder.path, config)
-    folder.write_json("latency.json", comparison.as_dict())
+    found = {"cpu": measured(folder.path, config)}
+    if config.latency_device == "cuda":
+        found["cuda"] = measured_networks(prepared.model, result.model, origin.example, config)
+    for device, comparison in found.items():
+        folder.write_json(LATENCY_FILES[device], comparison.as_dict())
     note = result.report["budget"]["note"]
     report = {
         **result.report,
@@ -163,8 +179,8 @@ def _shipped(
         "sha256": {name: file.sha256 for name, file in files.items()},
         "equivalence": {**result.report["equivalence"], "cut_vs_onnx": files["pruned"].parity.worst},
         "parity": {name: file.parity.worst for name, file in files.items()},
-        "latency": {"cpu": latency(comparison, config.threads)},
-        "machine": comparison.machine.as_dict(),
+        "latency": {device: latency(comparison, config.threads) for device, comparison in found.items()},
+        "machine": found["cpu"].machine.as_dict(),
         "warnings": [*diary.warnings, *result.report["warnings"], *([note] if note else [])],
         "curve": diary.curve,
     }

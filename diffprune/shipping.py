@@ -1,6 +1,7 @@
 """What a run hands over: the networks as files, and what they cost, measured."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import surgery
 from diffprune.config import Config, portable
 from diffprune.errors import NotReproducible
 from diffprune.pipeline import Result
-from diffprune.preparation import Prepared
+from diffprune.preparation import Prepared, target_of
 from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, write_pruned
 from export.drafts import sha256_of
+
+LATENCY_FILES = {"cpu": "latency.json", "cuda": "latency-cuda.json"}
+"""Every sample, by the device."""
 
 MEASURE_SECONDS = 8.0
 """Of interleaved rounds; enough for a 95 % interval of about 1 % on a network of some milliseconds."""
@@ -89,8 +93,16 @@ def measured_pair(one: Path, other: Path, config: Config) -> export.Comparison:
     )
 
 
+def measured_networks(
+    dense: nn.Module, pruned: nn.Module, example: export.Examples, config: Config
+) -> export.Comparison:
+    """Both networks in torch, on the device that the settings of the run ask to be fast."""
+    how = {**asdict(target_of(config)), "seed": config.seed}
+    return export.compare_networks(dense, pruned, example, **how, seconds=MEASURE_SECONDS)
+
+
 def latency(comparison: export.Comparison, threads: int) -> dict[str, Any]:
-    """The part of a comparison that belongs into report.json; latency.json has every sample."""
+    """The part of a comparison that belongs into report.json; LATENCY_FILES have every sample."""
     noise = comparison.noise
     return {
         "dense_ms": comparison.dense.median,

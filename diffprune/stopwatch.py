@@ -1,8 +1,8 @@
 """A budget of speed-up is met on the machine: the network that would be cut is exported, measured, and corrected."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,9 +14,10 @@ from diffprune.budget import Budget
 from diffprune.errors import BadBudget
 from diffprune.landing import Landing, land, least, least_share, unreachable
 from diffprune.timed import TimedSize
-from diffprune.timing import timed_size
+from diffprune.timing import timed_file, timed_network
 from diffprune.training import Event
-from export import Comparison
+from export import Comparison, Settings
+from export.settings import ONE_THREAD
 
 EXCESS = 0.05
 """A measured speed-up may lie this far above the one asked: widths come in steps."""
@@ -51,22 +52,19 @@ NEAR = 0.8
 
 @dataclass(frozen=True, eq=False)
 class Stopwatch:
-    """The dense network as a file, and what its widths cost here; `measure` holds a cut one against it."""
+    """The dense network, and what its widths cost on the target; `measure` holds a cut one against it there.
+
+    `versus` compares the dense network with a smaller one, for so many seconds.
+    """
 
     parent: nn.Module
     graph: surgery.ChannelGraph
-    example: export.Examples
-    folder: Path
     size: TimedSize
-    threads: int = 1
-    batch: int = 1
+    versus: Callable[[nn.Module, float], Comparison]
 
     def measure(self, flat: Tensor, times: int = 1) -> Comparison:
         """Dense against the network that keeps the units in `flat`, shape (units,), for `times` SECONDS."""
-        small = surgery.cut(self.parent, self.graph, self.size.keep(flat))
-        file = export.for_timing(small, self.example, self.folder / "small.onnx")
-        dense = self.folder / "dense.onnx"
-        return export.compare(dense, file, threads=self.threads, batch=self.batch, seconds=times * SECONDS)
+        return self.versus(surgery.cut(self.parent, self.graph, self.size.keep(flat)), times * SECONDS)
 
     def fastest(self, round_to: int, gate_of: Tensor | None = None) -> Comparison:
         """Dense against the smallest network that can be cut."""
@@ -196,12 +194,11 @@ def stopwatch(
     *,
     step: int,
     tell: Event,
-    threads: int = 1,
-    batch: int = 1,
+    settings: Settings = ONE_THREAD,
 ) -> Stopwatch:
-    """Export the dense network into `folder`, and build the table of its layers at multiples of `step`.
+    """Build the table of the network's layers at multiples of `step`, measured as `settings` say.
 
-    All is measured with `threads` threads and `batch` images at once.
+    onnxruntime reads files, which are put into `folder`; the other runtimes are torch's.
     """
     if isinstance(example, Mapping):
         raise BadBudget(
@@ -210,11 +207,23 @@ def stopwatch(
             effect="nothing was started",
             fix="give a tensor or a tuple of tensors: ONNX files are fed by position",
         )
-    tell({"phase": "export"})
-    dense = export.for_timing(parent, example, folder / "dense.onnx")
+    how = asdict(settings)
 
     def progress(done: int, steps: int) -> None:
         tell({"phase": "table", "step": done, "steps": steps})
 
-    size = timed_size(dense, graph, step=step, threads=threads, batch=batch, on_progress=progress)
-    return Stopwatch(parent, graph, example, folder, size, threads, batch)
+    if settings.runtime != "onnx":
+        size = timed_network(parent, example, graph, step=step, settings=settings, on_progress=progress)
+        return Stopwatch(
+            parent, graph, size,
+            lambda small, seconds: export.compare_networks(parent, small, example, **how, seconds=seconds),
+        )  # fmt: skip
+    del how["runtime"]
+    tell({"phase": "export"})
+    dense = export.for_timing(parent, example, folder / "dense.onnx")
+
+    def versus(small: nn.Module, seconds: float) -> Comparison:
+        return export.compare(dense, export.for_timing(small, example, folder / "small.onnx"), **how, seconds=seconds)
+
+    size = timed_file(dense, graph, step=step, settings=settings, on_progress=progress)
+    return Stopwatch(parent, graph, size, versus)

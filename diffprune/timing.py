@@ -1,41 +1,73 @@
-"""Building a `TimedSize`: the dense network is exported and profiled, each of its layers measured at many widths."""
+"""Building a `TimedSize`: where the dense network spends its time, and each of its layers at many widths."""
 
 from collections import defaultdict, deque
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 
+from torch import nn
+
 import export
 from diffprune.bundles import leading_to
 from diffprune.timed import SHARES, Axis, Grid, Placed, TimedSize
-from export import LayerKind, TimedLayer, Widths
+from export import LayerKind, Settings, TimedLayer, Widths
+from export.settings import ONE_THREAD
 from surgery import ChannelGraph, SizeModel
 
+Progress = Callable[[int, int], None]
 
-def timed_size(
+
+def timed_file(
     dense: Path,
     graph: ChannelGraph,
     *,
     step: int,
-    threads: int = 1,
-    batch: int = 1,
-    on_progress: Callable[[int, int], None] = lambda done, all_: None,
+    settings: Settings = ONE_THREAD,
+    on_progress: Progress = lambda done, all_: None,
 ) -> TimedSize:
-    """What `batch` images at once take on this CPU, in what may be cut from the network in the file `dense`.
+    """What images take in onnxruntime, in what may be cut from the network in the file `dense`, by its profile.
 
     Widths are measured at multiples of `step`. The file must be `export.to_onnx` of the network of `graph`. Layers that
     are not found in the graph count among the rest. Measurements are remembered (`export.cache_folder`).
     """
-    layers, others = export.layers_of(dense, threads=threads, batch=batch)
+    layers, others = export.layers_of(dense, threads=settings.threads, batch=settings.batch)
     placed, strangers = _placed(layers, graph)
+    rest = sum(node.ms for node in others) + sum(layer.ms for layer in strangers)
+    return _timed(placed, rest, graph, step, settings, on_progress, _drops(placed, graph, export.ending_in_sums(dense)))
+
+
+def timed_network(
+    model: nn.Module,
+    example: export.Examples,
+    graph: ChannelGraph,
+    *,
+    step: int,
+    settings: Settings,
+    on_progress: Progress = lambda done, all_: None,
+) -> TimedSize:
+    """The same in torch, where no branch can be left out."""
+    layers, rest = export.network_layers(model, example, settings)
+    placed, strangers = _placed(layers, graph)
+    rest += sum(layer.ms for layer in strangers)
+    return _timed(placed, rest, graph, step, settings, on_progress, {})
+
+
+def _timed(
+    placed: list[Placed],
+    rest: float,
+    graph: ChannelGraph,
+    step: int,
+    settings: Settings,
+    on_progress: Progress,
+    drops: dict[str, tuple[str, ...]],
+) -> TimedSize:
     axes = SizeModel(graph).axes
     grids = [_grid(layer, axes, step) for layer in placed]
     wanted: dict[LayerKind, list[Widths]] = defaultdict(list)
     for layer, grid in zip(placed, grids, strict=True):
         wanted[layer.timed.kind] += grid.pairs(layer.timed.kind)
-    table = export.layer_table(wanted, threads=threads, batch=batch, on_progress=on_progress)
-    rest = sum(node.ms for node in others) + sum(layer.ms for layer in strangers)
-    return TimedSize(graph, placed, grids, table, rest, _drops(placed, graph, export.ending_in_sums(dense)))
+    table = export.layer_table(wanted, settings, on_progress=on_progress)
+    return TimedSize(graph, placed, grids, table, rest, drops)
 
 
 def _drops(placed: list[Placed], graph: ChannelGraph, ending: set[str]) -> dict[str, tuple[str, ...]]:

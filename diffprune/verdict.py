@@ -7,17 +7,17 @@ from export.comparison import NOISE, verdict_of
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """Speed on the CPU, MACs and accuracy of the pruned network against its parent's."""
-    latency = report["latency"]["cpu"]
+    """Speed on the target, MACs and accuracy of the pruned network against its parent's."""
+    device, latency = _on_target(report)
     saved = 100 * (1 - report["macs"]["pruned"] / report["macs"]["dense"])
     points = 100 * (report["accuracy"]["pruned"] - report["accuracy"]["dense"])
     speed = speed_in_words(latency["speedup"], latency["low"], latency["high"])
-    return f"The pruned network is {speed} on this CPU with {saved:.1f} % fewer MACs, and {_moved(points)}."
+    return f"The pruned network is {speed} on this {device} with {saved:.1f} % fewer MACs, and {_moved(points)}."
 
 
 def missed(report: Mapping[str, Any]) -> list[str]:
     """A sentence if the final files are slower than the speed-up that was asked, and met while the cut was chosen."""
-    budget, latency = report["budget"], report["latency"]["cpu"]
+    budget, (_, latency) = report["budget"], _on_target(report)
     if budget["kind"] != "speedup" or latency["high"] >= budget["asked"]:
         return []
     now = speed_in_words(latency["speedup"], latency["low"], latency["high"])
@@ -25,6 +25,12 @@ def missed(report: Mapping[str, Any]) -> list[str]:
         f"{_times(budget['asked'])} was asked, and {_times(budget['reached'])} measured while the cut was chosen, but "
         f"the final files are {now}: the machine was not the same at both times; diffprune verify measures again"
     ]
+
+
+def _on_target(report: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The device that was asked to be fast, and the latency there."""
+    latencies = report["latency"]
+    return ("GPU", latencies["cuda"]) if "cuda" in latencies else ("CPU", latencies["cpu"])
 
 
 def speed_in_words(ratio: float, low: float, high: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 import export
@@ -15,8 +16,8 @@ from diffprune.config import Config
 from diffprune.errors import NotVerified
 from diffprune.manifest import Manifest, read_manifest, versions
 from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, variants
-from diffprune.shipping import measured
-from diffprune.stored import TRAINED, dense_of
+from diffprune.shipping import LATENCY_FILES, measured, measured_networks
+from diffprune.stored import TRAINED, dense_of, load_run
 from export.drafts import sha256_of
 from export.statistics import ratio_interval, widened
 
@@ -24,7 +25,7 @@ REPEATS = 1.05
 """Two measurements of the same files agree when their intervals lie no further apart than this factor: on a shared
 machine, interleaved runs of one pair came out up to 4.3 % apart."""
 
-SAME_MACHINE = ("cpu", "isa", "cores", "onnxruntime")
+SAME_MACHINE = {"cpu": ("cpu", "isa", "cores", "onnxruntime"), "cuda": ("gpu", "torch")}
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def verify(run: str | Path) -> Iterator[Check]:
             file = folder / f"{name}.onnx"
             yield _check(f"parity, {file.name}", partial(_parity, file, network, origin, inside))
         yield _check("written again", partial(_again, network, manifest))
-    yield _check("report", partial(_consistent, folder, manifest))
-    yield _check("speed-up", partial(_speed, folder, manifest))
+    for device in ("cpu", "cuda") if config.latency_device == "cuda" else ("cpu",):
+        where = "" if device == "cpu" else f", {device}"
+        yield _check(f"report{where}", partial(_consistent, folder, manifest, device))
+        yield _check(f"speed-up{where}", partial(_speed, folder, manifest, device))
 
 
 def _check(name: str, check: Callable[[], str]) -> Check:
@@ -111,52 +114,56 @@ def _again(network: nn.Module, manifest: Manifest) -> str:
     return f"{count} ONNX file{'s' * (count > 1)} from {SAVED}, the same bytes"
 
 
-def _consistent(folder: Path, manifest: Manifest) -> str:
-    """The latency in report.json is that of latency.json, and both follow from the samples there."""
-    report, stored = (_json(folder / name) for name in ("report.json", "latency.json"))
+def _consistent(folder: Path, manifest: Manifest, device: str = "cpu") -> str:
+    """The latency in report.json is that of the file of samples, and both follow from these."""
+    file = LATENCY_FILES[device]
+    report, stored = (_json(folder / name) for name in ("report.json", file))
     try:
         dense, small = (np.array(stored[which]["samples"], np.float64) for which in ("dense", "small"))
         noise = export.Interval(*(stored["noise"][key] for key in ("value", "low", "high")))
         ratio = widened(ratio_interval(dense, small, seed=manifest.config.seed), noise)
         speed = {"speedup": ratio.value, "low": ratio.low, "high": ratio.high}
         medians = {"dense_ms": float(np.median(dense)), "pruned_ms": float(np.median(small))}
-        told = {"report.json": (report["latency"]["cpu"], speed | medians), "latency.json": (stored, speed)}
+        told = {"report.json": (report["latency"][device], speed | medians), file: (stored, speed)}
         wrong = [
-            f"{file} says {key} {claim[key]:.6g}, the samples {value:.6g}"
-            for file, (claim, numbers) in told.items()
+            f"{name} says {key} {claim[key]:.6g}, the samples {value:.6g}"
+            for name, (claim, numbers) in told.items()
             for key, value in numbers.items()
             if not np.isclose(claim[key], value, rtol=1e-6, atol=0)
         ]
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise _unreadable(folder, "report.json and latency.json", error) from error
+        raise _unreadable(folder, f"report.json and {file}", error) from error
     if wrong:
         raise NotVerified(
             f"{len(wrong)} numbers do not follow from the samples that were measured",
             at="; ".join(wrong),
             effect="the run claims what was not measured",
-            fix="believe the samples in latency.json, or measure again with diffprune bench",
+            fix=f"believe the samples in {file}, or measure again with diffprune bench",
         )
-    return f"its latencies follow from the {len(dense)} samples of each file in latency.json"
+    return f"its latencies follow from the {len(dense)} samples of each network in {file}"
 
 
-def _speed(folder: Path, manifest: Manifest) -> str:
+def _speed(folder: Path, manifest: Manifest, device: str = "cpu") -> str:
     """The claimed speed-up and the one measured here, now, agree; on another machine both are told."""
-    stored = _json(folder / "latency.json")
+    file = LATENCY_FILES[device]
+    stored = _json(folder / file)
     try:
         claim = export.Interval(*(float(stored[key]) for key in ("speedup", "low", "high")))
-        made = {key: stored["machine"][key] for key in SAME_MACHINE}
+        made = {key: stored["machine"][key] for key in SAME_MACHINE[device]}
     except (LookupError, TypeError, ValueError) as error:
-        raise _unreadable(folder, "latency.json", error) from error
-    found = measured(folder, manifest.config)
+        raise _unreadable(folder, file, error) from error
+    if device == "cuda" and not torch.cuda.is_available():
+        return f"claimed {_range(claim)} on {made['gpu']}; there is no GPU here to measure it on"
+    found = measured(folder, manifest.config) if device == "cpu" else _measured_again(folder, manifest.config)
     here = found.machine.as_dict()
     told = f"claimed {_range(claim)}, here {_range(export.Interval(found.speedup, found.low, found.high))}"
     warned = "".join(f"\n        warning: {text}" for text in found.warnings)
     if any(here[key] != value for key, value in made.items()):
-        elsewhere = f"{told}, on another machine: the claim was made on {made['cpu']}, {made['cores']:g} cores{warned}"
+        elsewhere = f"{told}, on another machine: the claim was made on {', '.join(map(str, made.values()))}{warned}"
         if claim.low > 1 and found.low <= 1:
             raise NotVerified(
                 f"the pruned network is not measurably faster here: {elsewhere}",
-                at=f"latency.json; dense.onnx and pruned.onnx, {found.dense.setting}, {found.machine}",
+                at=f"{file}; the dense and the pruned network, {found.dense.setting}, {found.machine}",
                 effect="on this machine pruning gained no time",
                 fix="verify again while nothing else runs; if it stays so, compress for this machine",
             )
@@ -164,11 +171,16 @@ def _speed(folder: Path, manifest: Manifest) -> str:
     if claim.low > found.high * REPEATS or found.low > claim.high * REPEATS:
         raise NotVerified(
             f"the speed-up does not come out again: {told}{warned}",
-            at=f"latency.json; dense.onnx and pruned.onnx, {found.dense.setting}, {found.machine}",
+            at=f"{file}; the dense and the pruned network, {found.dense.setting}, {found.machine}",
             effect="the claim does not hold on the kind of machine that it was made on",
             fix="verify again while nothing else runs; if it stays so, report what is measured here",
         )
     return f"{told}{warned}"
+
+
+def _measured_again(folder: Path, config: Config) -> export.Comparison:
+    stored = load_run(folder)
+    return measured_networks(stored.dense, stored.pruned, stored.example, config)
 
 
 def _range(ratio: export.Interval) -> str:

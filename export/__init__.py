@@ -15,7 +15,10 @@ from export.errors import (
 )
 from export.finishing import Quantized
 from export.latency import Latency
-from export.layers import LayerKind, TimedLayer, Widths, cache_folder, layer_table, layers_of
+from export.layer_kinds import LayerKind, TimedLayer, Widths
+from export.layer_networks import network_layers
+from export.layer_table import cache_folder, layer_table
+from export.layers import layers_of
 from export.machine import Machine, this_machine
 from export.measurement import measure, measure_network
 from export.outputs import Fidelity, answers, answers_of, fidelity
@@ -25,6 +28,7 @@ from export.probe import probe_step
 from export.profiling import NodeTime, profile
 from export.quantization import quantize, to_fp16
 from export.roofline import Roofline, measure_roofline
+from export.settings import Settings
 from export.statistics import Interval
 from export.tensors import Examples
 from export.twins import static_twin
@@ -52,6 +56,7 @@ __all__ = [
     "Preprocessing",
     "Quantized",
     "Roofline",
+    "Settings",
     "Step",
     "TimedLayer",
     "Widths",
@@ -70,6 +75,7 @@ __all__ = [
     "measure",
     "measure_network",
     "measure_roofline",
+    "network_layers",
     "probe_step",
     "profile",
     "quantize",

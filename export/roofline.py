@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx
 import torch
 
-from export.layers import LayerKind, TimedLayer, layers_of, side_by_side
+from export.layer_kinds import LayerKind, TimedLayer
+from export.layers import layers_of, side_by_side
 from export.networks import torch_as_asked
 from export.settings import Settings
 

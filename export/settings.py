@@ -17,10 +17,10 @@ class Settings:
         CannotMeasure: an unknown word, a count below 1, or what only a GPU has asked of the CPU.
     """
 
-    device: str
-    threads: int
-    batch: int
-    seed: int
+    device: str = "cpu"
+    threads: int = 1
+    batch: int = 1
+    seed: int = 0
     runtime: str = "onnx"
     precision: str = "fp32"
 
@@ -60,3 +60,7 @@ def at_least_one(count: int, words: str, *, at: str) -> None:
 def _whole(number: object) -> bool:
     """Of numpy's as well."""
     return hasattr(number, "__index__") and not isinstance(number, bool)
+
+
+ONE_THREAD = Settings()
+"""One input at once on the CPU, in onnxruntime."""

@@ -67,7 +67,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def first(here: Path) -> Outcome:
     """The run, whose alignment is probed: 4 is found."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "probe_step", lambda threads: export.Step(4, {64: 1.0}, {4: 0.0}, "probe"))
+        patch.setattr(export, "probe_step", lambda **how: export.Step(4, {64: 1.0}, {4: 0.0}, "probe"))
         outcome = typed(*COMMAND.split())
     assert outcome.code == 0, outcome.err
     return outcome

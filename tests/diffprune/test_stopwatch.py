@@ -16,6 +16,10 @@ from diffprune.stopwatch import EXCESS, Stopwatch
 from export import compare
 
 
+def never(small: nn.Module, seconds: float) -> Any:
+    raise AssertionError("the real machine was asked")
+
+
 class Biased(Stopwatch):
     """A machine on which a cut network is faster than the table says by a power: 0.8 makes 2x of 2.4x."""
 
@@ -28,9 +32,9 @@ class Biased(Stopwatch):
 
 
 @pytest.fixture
-def watch(tmp_path: Any) -> Biased:
-    model, graph, size, x = timed()
-    return Biased(model, graph, x, tmp_path, size, 1)
+def watch() -> Biased:
+    model, graph, size, _ = timed()
+    return Biased(model, graph, size, never)
 
 
 @pytest.mark.parametrize("asked", [1.2, 1.5, 2.0, 3.0])
@@ -53,7 +57,7 @@ class Steep(Biased):
 
 
 def test_between_a_try_too_slow_and_one_too_fast_lies_the_next(watch: Biased) -> None:
-    steep = Steep(watch.parent, watch.graph, watch.example, watch.folder, watch.size, 1)
+    steep = Steep(watch.parent, watch.graph, watch.size, never)
     object.__setattr__(steep, "power", 1.0)
     for seed in range(5):
         scores, tries = torch.randn(watch.size.units, generator=torch.Generator().manual_seed(seed)), []
@@ -78,7 +82,7 @@ class Fixed(Biased):
 def test_what_can_be_reached_is_reached_and_no_less_is_called_the_largest(
     watch: Biased, share: float, part: float
 ) -> None:
-    fixed = Fixed(watch.parent, watch.graph, watch.example, watch.folder, watch.size, 1)
+    fixed = Fixed(watch.parent, watch.graph, watch.size, never)
     object.__setattr__(fixed, "share", share)
     largest = fixed.fastest(1).speedup
     scores = torch.randn(watch.size.units, generator=torch.Generator().manual_seed(0))
@@ -103,7 +107,7 @@ def test_what_only_noise_made_right_is_corrected(watch: Biased) -> None:
             lucky = SimpleNamespace(speedup=1.03 * true.speedup, low=true.speedup, high=1.06 * true.speedup)
             return true if times > 1 else lucky
 
-    lucky, told = Lucky(watch.parent, watch.graph, watch.example, watch.folder, watch.size, 1), []
+    lucky, told = Lucky(watch.parent, watch.graph, watch.size, never), []
     object.__setattr__(lucky, "power", 0.97)
     scores = torch.randn(watch.size.units, generator=torch.Generator().manual_seed(0))
     landing, measured = lucky.land(Budget(speedup=2.0), scores, 1, None, told.append)
@@ -117,7 +121,7 @@ def test_a_machine_too_noisy_to_tell_is_refused(watch: Biased) -> None:
         def measure(self, flat: Tensor, times: int = 1) -> Any:
             return SimpleNamespace(speedup=1.2, low=0.5, high=4.5)
 
-    noisy = Noisy(watch.parent, watch.graph, watch.example, watch.folder, watch.size, 1)
+    noisy = Noisy(watch.parent, watch.graph, watch.size, never)
     with pytest.raises(export.CannotMeasure, match="too noisy to tell whether 4x was reached"):
         noisy.land(Budget(speedup=4.0), torch.randn(watch.size.units), 1, None, lambda event: None)
 
@@ -187,4 +191,4 @@ def test_a_network_is_compressed_until_it_is_measured_to_be_as_fast_as_asked(
 def test_inputs_by_name_are_refused(tmp_path: Any) -> None:
     model, graph, _, x = timed()
     with pytest.raises(BadBudget, match="the example inputs are given by name"):
-        stopwatch.stopwatch(model, graph, {"x": x}, tmp_path, step=8, threads=1, tell=lambda event: None)
+        stopwatch.stopwatch(model, graph, {"x": x}, tmp_path, step=8, tell=lambda event: None)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ class Mixed(nn.Module):
         return self.head(self.tokens(x.flatten(2).transpose(1, 2)).relu().mean(1))
 
 
-def product(wanted: Mapping[LayerKind, list[Widths]], **_: object) -> dict[tuple[LayerKind, Widths], float]:
+def product(wanted: Mapping[LayerKind, list[Widths]], *_: object, **__: object) -> dict[tuple[LayerKind, Widths], Any]:
     """Milliseconds that are a product of the widths: linear between any two widths of either."""
     return {(kind, pair): 1e-3 * pair[0] * pair[1] for kind, pairs in wanted.items() for pair in pairs}
 
@@ -51,7 +52,7 @@ def timed() -> tuple[nn.Module, surgery.ChannelGraph, TimedSize, Tensor]:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "layer_table", product)
         file = export.to_onnx(model, x, Path(folder) / "dense.onnx")
-        return model, graph, timing.timed_size(file.path, graph, step=8), x
+        return model, graph, timing.timed_file(file.path, graph, step=8), x
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -126,9 +127,9 @@ def test_a_larger_batch_costs_what_its_images_do(tmp_path: Path, monkeypatch: py
     torch.manual_seed(0)
     model, x = Bottleneck().eval(), torch.randn(2, 3, 32, 32)
     asked: list[object] = []
-    monkeypatch.setattr(export, "layer_table", lambda wanted, **how: asked.append(how["batch"]) or product(wanted))
+    monkeypatch.setattr(export, "layer_table", lambda wanted, s, **how: asked.append(s.batch) or product(wanted))
     file, graph = export.to_onnx(model, x, tmp_path / "dense.onnx").path, surgery.trace(model, x)
-    one, eight = (timing.timed_size(file, graph, step=8, batch=batch) for batch in (1, 8))
+    one, eight = (timing.timed_file(file, graph, step=8, settings=export.Settings(batch=batch)) for batch in (1, 8))
     assert asked == [1, 8]
     assert [8 * values for layer in one.layers for values in layer.values] == [
         values for layer in eight.layers for values in layer.values
@@ -142,7 +143,7 @@ def test_what_leads_only_to_a_closed_branch_goes_with_it(tmp_path: Path, monkeyp
     model, x = Bottleneck().eval(), torch.randn(2, 3, 8, 8)
     graph = surgery.trace(model, x)
     monkeypatch.setattr(export, "layer_table", product)
-    size = timing.timed_size(export.to_onnx(model, x, tmp_path / "dense.onnx").path, graph, step=8)
+    size = timing.timed_file(export.to_onnx(model, x, tmp_path / "dense.onnx").path, graph, step=8)
     assert size.drops == {"b": ("a",)}
     scores = torch.cat([torch.full((g.units,), 0.0 if g.name == "b" else 1.0) for g in graph.groups])
     closed = size.flat({name: torch.zeros(graph.by_name[name].units, dtype=torch.bool) for name in "ab"})
@@ -157,7 +158,7 @@ def test_a_speed_up_needs_a_size_that_knows_milliseconds() -> None:
     _, graph, size, _ = timed()
     half = torch.full((size.units,), 0.5)
     assert 0 < float(Budget(speedup=2.0).cost(size, half)) < 1
-    with pytest.raises(BadBudget, match=r"whose latency is not known[\s\S]*timed_size"):
+    with pytest.raises(BadBudget, match=r"whose latency is not known[\s\S]*timed_file"):
         Budget(speedup=2.0).cost(surgery.SizeModel(graph), half)
 
 

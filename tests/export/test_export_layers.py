@@ -11,7 +11,7 @@ from torch import nn
 
 import export
 from export import layers as module
-from export.layers import LayerKind, Widths
+from export.layer_kinds import LayerKind, Widths
 
 CONV = LayerKind("Conv", (3, 3), (("pads", (1, 1, 1, 1)), ("strides", (1, 1))), 1, (8, 8))
 LINEAR = LayerKind("MatMul", (), (), 1, (4,))
@@ -27,7 +27,8 @@ def test_a_layer_measured_alone_computes_what_it_does_in_the_network(tmp_path: P
         alone = onnx.shape_inference.infer_shapes(module.side_by_side(layer.kind, [layer.widths], 2), strict_mode=True)
         shape = tuple(d.dim_value for d in alone.graph.output[0].type.tensor_type.shape.dim)
         assert shape == (layer.output if len(layer.output) > 2 else (2, 1, 5)), layer.weight
-    table = export.layer_table({layer.kind: [layer.widths] for layer in layers}, batch=2, folder=tmp_path)
+    wanted = {layer.kind: [layer.widths] for layer in layers}
+    table = export.layer_table(wanted, export.Settings(batch=2), folder=tmp_path)
     assert set(table) == {(layer.kind, layer.widths) for layer in layers}
     assert min(table.values()) > 0
 
@@ -60,7 +61,7 @@ def test_what_was_measured_is_remembered(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "profile", _never)
     assert export.layer_table(WANTED, folder=tmp_path) == first
     with pytest.raises(AssertionError, match="measured again"):
-        export.layer_table(WANTED, folder=tmp_path, threads=2)  # another target
+        export.layer_table(WANTED, export.Settings(threads=2), folder=tmp_path)  # another target
 
 
 def test_an_interrupted_table_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

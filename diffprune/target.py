@@ -1,0 +1,27 @@
+"""Where a network is to be fast: what a speed-up is asked of, and measured on."""
+
+import export
+from diffprune.errors import BadConfig
+from export import Settings
+
+
+def target(device: str = "cpu", *, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Settings:
+    """onnxruntime on a CPU; on a GPU torch, replayed as a CUDA graph, where single layers can be timed.
+
+    Raises:
+        BadConfig: another precision than fp32 of a CPU.
+        export.CannotMeasure: an unknown device or precision, or a count below 1.
+    """
+    if device == "cpu" and precision != "fp32":
+        raise BadConfig(
+            f"a latency in {precision} was asked of the CPU",
+            at="latency_precision",
+            effect="nothing was started",
+            fix="use latency_device = cuda, or fp32; diffprune quantize makes files for smaller types",
+        )
+    return Settings(device, threads, batch, 0, "onnx" if device == "cpu" else "cuda-graph", precision)
+
+
+def probe(asked_of: Settings) -> export.Step:
+    """The step of widths there, measured."""
+    return export.probe_step(device=asked_of.device, threads=asked_of.threads, precision=asked_of.precision)
