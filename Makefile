@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test style types units clean
+.PHONY: demo test style types units soak clean
 
 demo: .venv/ready
 	$(BIN)/diffprune demo
@@ -20,6 +20,10 @@ types:
 
 units:
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+soak: .venv/ready
+	$(BIN)/pytest -n 2 -m soak
+	$(BIN)/python -m benchmarks.soak
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "diffprune needs Python 3.11 or newer; try: make PYTHON=python3.11")'

@@ -67,7 +67,7 @@ def _quick(newcomer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(newcomer)
     monkeypatch.setitem(diffprune.models.DIGITS, "resnet18", narrow)
     monkeypatch.setattr("diffprune.shipping.MEASURE_SECONDS", 0.5)
-    monkeypatch.setattr("diffprune.stopwatch.SECONDS", 0.5)
+    monkeypatch.setattr("diffprune.stopwatch.SECONDS", 0.2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(newcomer))
 
 

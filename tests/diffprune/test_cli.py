@@ -164,8 +164,8 @@ def test_errors_of_all_three_packages_are_exit_code_2() -> None:
 
 
 def test_refusal_and_wrong_usage_are_exit_code_2_in_a_shell() -> None:
-    for words, fact in ((["bench", "absent.onnx"], "BadOnnx: "), (["compress", "--modle", "x"], "No such option")):
-        child = command(*words)
+    for words, fact in (("--config absent.toml", "BadConfig: "), ("--modle x", "No such option")):
+        child = command("compress", *words.split())
         out, err = child.communicate()
         assert (child.returncode, out) == (2, "")
         assert fact in err

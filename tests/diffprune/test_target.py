@@ -10,8 +10,9 @@ from newcomer import MODULE, typed, working_in
 from test_stopwatch import Wide
 
 import export
-from diffprune import Budget, compress
-from diffprune.errors import BadConfig
+from diffprune import Budget, compress, verification
+from diffprune.errors import BadConfig, NotVerified
+from diffprune.manifest import read_manifest
 from diffprune.target import target
 from export import Settings, compare_networks
 
@@ -28,7 +29,7 @@ def test_a_gpu_is_measured_in_torch_and_a_cpu_in_onnxruntime() -> None:
 
 def test_compress_meets_what_is_measured_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("diffprune.stopwatch.SECONDS", 0.5)
+    monkeypatch.setattr("diffprune.stopwatch.SECONDS", 0.2)
     monkeypatch.setattr("diffprune.pipeline.target", lambda *given, **how: EAGER)
     monkeypatch.setattr(export, "compare", None)
     asked: list[dict[str, Any]] = []
@@ -67,7 +68,8 @@ def test_a_run_reports_both_and_verify_says_what_it_could_not_measure(
         assert "there is no GPU here to measure it on" in verified
         stored["speedup"] *= 2
         Path("runs/gpu/latency-cuda.json").write_text(json.dumps(stored))
-        assert "FAIL  report, cuda" in typed("verify", "runs/gpu").out
+        with pytest.raises(NotVerified, match=r"latency-cuda\.json says speedup"):
+            verification._consistent(Path("runs/gpu"), read_manifest(Path("runs/gpu")), "cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

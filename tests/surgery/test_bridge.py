@@ -79,8 +79,10 @@ def test_the_groups_have_the_members_of_torch_prunings(name: str) -> None:
         assert members(group) == members(theirs(group, groups))
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "criterion"), [
+    pytest.param(name, criterion, marks=[pytest.mark.soak] * (name != "resnet18" and criterion != "magnitude"))
+    for name in NETWORKS for criterion in CRITERIA
+])
 def test_the_scores_are_those_of_torch_prunings_groups(name: str, criterion: str) -> None:
     model, graph, groups = traced(name)
     ours, make = torch_pruning_groups(model, graph), CRITERIA[criterion]

@@ -7,8 +7,9 @@ import torch
 from oracle import random_keep
 from torch import Tensor, nn
 from torchvision.models import detection
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.resnet import BasicBlock, ResNet
 
 import surgery
 
@@ -16,7 +17,10 @@ SMALL = {"min_size": 96, "max_size": 128}
 
 
 def pyramid() -> nn.Module:
-    return resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    """Of a ResNet with one block a stage: what takes time is the number of layers."""
+    body = ResNet(BasicBlock, [1, 1, 1, 1])
+    stages = {f"layer{i}": str(i - 1) for i in range(1, 5)}
+    return BackboneWithFPN(body, stages, [64, 128, 256, 512], 256)
 
 
 DETECTORS: dict[str, Callable[[], nn.Module]] = {
@@ -25,7 +29,7 @@ DETECTORS: dict[str, Callable[[], nn.Module]] = {
     ),
     "retinanet": lambda: detection.RetinaNet(pyramid(), 5, **SMALL),
 }
-FREE = {"faster r-cnn": 15, "retinanet": 21}
+FREE = {"faster r-cnn": 11, "retinanet": 17}
 """How many groups each has at least."""
 
 
@@ -42,7 +46,7 @@ def features_and_heads(detector: nn.Module, image: Tensor) -> Iterator[Tensor]:
         yield from detector.head(features).values()
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", ["faster r-cnn", pytest.param("retinanet", marks=pytest.mark.soak)])
 def test_backbone_and_heads_of_a_detector_are_cut_exactly(name: str) -> None:
     torch.manual_seed(0)
     detector = DETECTORS[name]().eval()

@@ -14,7 +14,8 @@ from surgery import second_finder
 from surgery.graph import ChannelGraph
 
 NETWORKS = (
-    "resnet50", "mobilenet_v3_small", "densenet", "vgg11_bn", "googlenet", "regnet_y_400mf", "squeezenet1_1",
+    "mobilenet_v3_small", "densenet", "squeezenet1_1",
+    *(pytest.param(name, marks=pytest.mark.soak) for name in ("resnet50", "vgg11_bn", "googlenet", "regnet_y_400mf")),
 )
 SAME = (
     "plain", "residual", "concat_then_add", "dense_concat", "self_concat", "flatten_to_linear", "stack_mean", "grouped",

@@ -17,6 +17,8 @@ FREE = {"resnet18": 12, "mobilenet_v3_small": 27, "densenet": 16, "regnet_y_400m
         "googlenet": 57}
 """How many groups each has at least."""
 
+LARGE = ("regnet_y_400mf", "googlenet")
+
 
 def trained_looking(name: str) -> nn.Module:
     """Weights as initialised; statistics and affine parameters of norms far from the identity."""
@@ -35,7 +37,7 @@ def trained_looking(name: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.soak] * (name in LARGE)) for name in FREE])
 def test_a_random_cut_of_a_real_network_is_exact(name: str) -> None:
     model = trained_looking(name).train()
     x = torch.randn(2, 3, 64, 64)
@@ -67,6 +69,7 @@ print(peak())
 """
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read off /proc")
 def test_a_trace_takes_at_most_twice_the_memory_of_a_forward() -> None:
     printed = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True).stdout
