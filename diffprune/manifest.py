@@ -61,9 +61,7 @@ def write_listing(target: Path, body: Mapping[str, Any], files: Iterable[Path]) 
 
 def list_too(folder: Path, names: Iterable[str]) -> Path:
     """Add files that came into `folder` later, or changed; all others stay listed as they were. Raises BadRun."""
-    read_manifest(folder)
-    body = json.loads((folder / NAME).read_bytes())
-    del body["sha256"]
+    body = _body(folder)
     body["files"] |= {name: _listed(folder / name) for name in names}
     return write_atomically(folder / NAME, _sealed(body))
 
@@ -74,6 +72,16 @@ def _listed(path: Path) -> dict[str, str | int]:
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises BadRun: no such run, or a manifest that is damaged or of another format."""
+    body = _body(folder)
+    try:
+        files = {name: str(entry["sha256"]) for name, entry in body["files"].items()}
+        return Manifest(config_from(body["config"]), Origin(**body["origin"]), body["versions"], files)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _body(folder: Path) -> dict[str, Any]:
+    """What the seal holds together. Raises BadRun."""
     try:
         text = (folder / NAME).read_bytes().decode()
         body: dict[str, Any] = json.loads(text)
@@ -84,16 +92,19 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"it was changed after it was written, its own sha256 is not {seal!r}")
         if strange := [name for name in body["files"] if Path(name).name != name]:
             raise ValueError(f"{strange[0]!r} is not a file of this folder")
-        files = {name: str(entry["sha256"]) for name, entry in body["files"].items()}
-        return Manifest(config_from(body["config"]), Origin(**body["origin"]), body["versions"], files)
+        return body
     except OSError as error:
         raise _bad(folder, f"{NAME} cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _bad(folder, f"{NAME} is damaged: {error}") from error
+        raise _damaged(folder, error) from error
 
 
 def _sealed(body: Mapping[str, Any]) -> str:
     return as_json({**body, "sha256": hashlib.sha256(as_json(body).encode()).hexdigest()})
+
+
+def _damaged(folder: Path, error: Exception) -> BadRun:
+    return _bad(folder, f"{NAME} is damaged: {error}")
 
 
 def _bad(folder: Path, fact: str) -> BadRun:
