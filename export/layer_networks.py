@@ -57,8 +57,8 @@ def _called(model: nn.Module, example_inputs: Examples, batch: int) -> list[Time
     network, found = resting_copy(model), list[TimedLayer]()
 
     def note(name: str) -> Any:
-        def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if what := _kind(module, args[0], output):
+        def hook(module: Any, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+            if what := _kind(module, args[0] if args else named["input"], output):
                 found.append(TimedLayer(*what, f"{name}.weight".lstrip("."), tuple(output.shape), math.nan))
 
         return hook
@@ -66,7 +66,7 @@ def _called(model: nn.Module, example_inputs: Examples, batch: int) -> list[Time
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS.values())
     for name, module in network.named_modules():
         if isinstance(module, kinds):
-            module.register_forward_hook(note(name))
+            module.register_forward_hook(note(name), with_kwargs=True)
     with torch.no_grad():
         network(*(repeat_to(example, batch) for example in example_tuple(example_inputs)))
     return found

@@ -76,6 +76,21 @@ def test_the_clock_tells_more_channels_from_fewer_and_what_it_told_is_remembered
     assert len(list(tmp_path.iterdir())) == 2
 
 
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(input=x)
+        return y
+
+
+def test_a_layer_may_be_called_by_name(alike: None) -> None:
+    layers, _ = export.network_layers(ByName(), torch.randn(2, 3), EAGER)
+    assert [(layer.weight, layer.widths) for layer in layers] == [("layer.weight", (3, 4))]
+
+
 def test_a_layer_in_a_row_is_computed_so_often() -> None:
     calls: list[None] = []
     layer = nn.Linear(3, 3)
