@@ -130,10 +130,9 @@ def split(call: "Call", x: Tensor, sizes: Any, axis: int = 0) -> Any:
         if isinstance(sizes, int) and len({part.shape for part in parts}) == 1:
             for part in parts[1:]:
                 call.names.tie(part, parts[0])
-        call.doubt(x, f"of channels into {sizes}")
-        for part in parts:
-            spelled = [part.shape[a] if a == axis % x.dim() else -1 for a in range(x.dim())]
-            call.doubt(part, f"of channels into {sizes}", tuple(spelled))
+        for names in (x, *parts):  # the whole width as well: `split(self.width // 2)` spells it out
+            spelled = [names.shape[a] if a == axis % x.dim() else -1 for a in range(x.dim())]
+            call.doubt(names, f"of channels into {sizes}", tuple(spelled))
     return parts
 
 

@@ -96,6 +96,19 @@ class ChunkGate(Net):
         return u * v.sigmoid()
 
 
+class SplitHalves(Net):
+    """CSPNet's way: half of the width that the module remembers."""
+
+    def __init__(self) -> None:
+        super().__init__(head=12)
+        self.width = 12
+        self.a, self.b = nn.Conv2d(8, 12, 1), nn.Conv2d(6, 6, 3, padding=1)
+
+    def body(self, x: Tensor) -> Tensor:
+        u, v = self.a(x).split(self.width // 2, 1)
+        return torch.cat([u, self.b(v).relu()], 1)
+
+
 class SplitConstants(Net):
     def body(self, x: Tensor) -> Tensor:
         u, v = torch.split(x, [4, 4], 1)
@@ -950,6 +963,7 @@ ZOO: dict[str, Case] = {
     "dense_concat": Case(DenseConcat, (2, 3, 8, 8), free=("stem.0", "a", "b")),
     "self_concat": Case(SelfConcat, (2, 3, 8, 8), free=("stem.0",)),
     "chunk_gate": Case(ChunkGate, (2, 3, 8, 8), free=("stem.0", "a")),
+    "split_halves": Case(SplitHalves, (2, 3, 8, 8), free=("stem.0", "a")),
     "split_constants": Case(SplitConstants, (2, 3, 8, 8), pinned="split"),
     "channel_shuffle": Case(ChannelShuffle, (2, 3, 8, 8), free=("stem.0",)),
     "channel_shuffle_module": Case(ChannelShuffleModule, (2, 3, 8, 8), free=("stem.0", "a")),
