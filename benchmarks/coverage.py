@@ -1,6 +1,7 @@
-"""Every classifier of torchvision and its segmentation networks through trace, mask, cut, check, training and export.
+"""Networks of a library through trace, mask, cut, check, training and export: torchvision's, or timm's.
 
     python -m benchmarks.coverage
+    python -m benchmarks.coverage --library timm --seeds 0 1
 
 The weights are random and no parameter is constant, so that every check could fail; what is shown is that every
 network can be cut anywhere and stays exact, not accuracy. Each finished network is written at once; a second call
@@ -17,33 +18,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import export
 import surgery
 from benchmarks.cells import Cell, markdown, run_cells, stored
+from benchmarks.libraries import LIBRARIES, Library
 from diffprune.recover import recalibrate_
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
-DOCUMENT = ROOT / "docs" / "coverage.md"
-SEGMENTATION = (
-    "fcn_resnet50",
-    "fcn_resnet101",
-    "deeplabv3_resnet50",
-    "deeplabv3_resnet101",
-    "deeplabv3_mobilenet_v3_large",
-    "lraspp_mobilenet_v3_large",
-)
-NAMES = (*torchvision.models.list_models(module=torchvision.models), *SEGMENTATION)
-OPTIONS: dict[str, dict[str, object]] = {
-    **{name: {"weights_backbone": None} for name in SEGMENTATION},
-    **{name: {"init_weights": False} for name in ("googlenet", "inception_v3")},
-}
-"""GoogLeNet's and Inception's own initialisation takes half a minute; without it torch's, which suits ReLU, is left."""
-PIXELS = {"inception_v3": 299}
-"""Height and width of the images; all others take 224. Inception's auxiliary head does not fit below 299."""
 KEPT = (0.25, 0.75)
 """Least and largest share of a group's units that a random keep leaves."""
 DOUBLE_BELOW = 30_000_000
@@ -51,14 +33,13 @@ DOUBLE_BELOW = 30_000_000
 ENDS = ("model input", "model output")
 
 
-def measure(cell: Cell) -> Cell:
+def measure(cell: Cell, library: Library) -> Cell:
     """A row; if a step fails, what was found before it and the failure."""
     found: Cell = {}
     started = time.perf_counter()
     try:
         torch.manual_seed(0)
-        pixels = PIXELS.get(cell["model"], 224)
-        model = torchvision.models.get_model(cell["model"], weights=None, **OPTIONS.get(cell["model"], {}))
+        model, pixels = library.build(cell["model"])
         example = torch.randn(2, 3, pixels, pixels)
         for part in steps(randomised_(model.eval(), torch.randn(4, 3, pixels, pixels)), example, cell["seeds"]):
             found |= part
@@ -202,17 +183,20 @@ def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.0e}"
 
 
-def document(machine: Cell, results: list[Cell]) -> str:
-    """docs/coverage.md: every stored row, in the order of NAMES."""
+def document(library: Library, machine: Cell, results: list[Cell]) -> str:
+    """Every stored row, in the order of the library's names."""
+    name = next(name for name, known in LIBRARIES.items() if known == library)
+    results = sorted(results, key=lambda result: library.names.index(result["model"]))
     failed = sum("failure" in result for result in results)
     seconds = sum(result["seconds"] for result in results)
     threads = " or ".join(map(str, sorted({result["threads"] for result in results})))
-    return f"""# Coverage of torchvision
+    options = "" if name == "torchvision" else f" --library {name} --seeds {' '.join(map(str, results[0]['seeds']))}"
+    return f"""# Coverage of {name}
 
-{len(results)} of torchvision's {len(NAMES)} classifiers and semantic segmentation networks, {failed} of which failed:
+{len(results)} of {len(library.names)} {library.title}, {failed} of which failed:
 
 ```sh
-python -m benchmarks.coverage
+python -m benchmarks.coverage{options}
 ```
 
 Every network has random weights and loses 25 to 75 % of the units of every group at once, for {_seeds(results)} random
@@ -226,7 +210,7 @@ to the largest output, of the cut against the masked network and of the ONNX fil
 
 Measured in {seconds / 60:.0f} minutes on {machine["cpu"]}, {machine["cores"]:g} cores, torch {machine["torch"]} with
 {threads} threads, onnxruntime {machine["onnxruntime"]}; seconds are those of a machine that did other work too. Raw
-results, with the reasons of what is pinned, are in `benchmarks/results/coverage.json`.
+results, with the reasons of what is pinned, are in `benchmarks/results/{library.results.name}`.
 """
 
 
@@ -236,12 +220,14 @@ def _seeds(results: list[Cell]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
+    parser.add_argument("--library", default="torchvision", choices=LIBRARIES)
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these of it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    print(table(run_cells(RESULTS, [{"model": name, "seeds": args.seeds} for name in args.models], measure)))
-    machine, results = stored(RESULTS)
-    DOCUMENT.write_text(document(machine, sorted(results, key=lambda result: NAMES.index(result["model"]))))
+    library = LIBRARIES[args.library]
+    cells = [{"model": name, "seeds": args.seeds} for name in args.models or library.names]
+    print(table(run_cells(library.results, cells, lambda cell: measure(cell, library))))
+    library.document.write_text(document(library, *stored(library.results)))
 
 
 if __name__ == "__main__":

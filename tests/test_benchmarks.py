@@ -16,6 +16,7 @@ import surgery
 from benchmarks import coverage
 from benchmarks.cells import markdown, processor, run_cells, stored
 from benchmarks.cifar_resnet import CifarResNet
+from benchmarks.libraries import LIBRARIES
 from benchmarks.parents import PARENTS
 from diffprune.data import load_data
 from diffprune.recover import accuracy
@@ -87,12 +88,14 @@ def test_a_markdown_table_has_its_head_first() -> None:
     assert markdown(("a", "b"), [("1", "2")]).splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
 
 
-def test_committed_coverage_gives_its_document() -> None:
-    machine, results = stored(coverage.RESULTS)
-    text = coverage.DOCUMENT.read_text()
-    assert text == coverage.document(machine, sorted(results, key=lambda r: coverage.NAMES.index(r["model"])))
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_committed_coverage_gives_its_document(name: str) -> None:
+    library = LIBRARIES[name]
+    machine, results = stored(library.results)
+    text = library.document.read_text()
+    assert text == coverage.document(library, machine, results)
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == 2 + len(results)
-    assert len(coverage.NAMES) == len(set(coverage.NAMES)) == 86
+    assert len(library.names) == len(set(library.names)) == {"torchvision": 86, "timm": 94}[name]
 
 
 class Cumulative(nn.Module):
@@ -109,7 +112,8 @@ def small_network(name: str, **options: object) -> nn.Module:
 
 def test_coverage_measures_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.models.get_model", small_network)
-    row = {"model": "small", "seeds": [0, 1]} | coverage.measure({"model": "small", "seeds": [0, 1]})
+    row = {"model": "small", "seeds": [0, 1]}
+    row |= coverage.measure(row, LIBRARIES["torchvision"])
     assert "failure" not in row
     assert (row["groups"], row["units"], sum(row["pinned"].values())) == (1, 6, 6)
     assert row["free_macs"] == pytest.approx(1, abs=1e-3)  # all but the 24 of the last layer
@@ -124,7 +128,8 @@ def test_coverage_measures_every_column(monkeypatch: pytest.MonkeyPatch) -> None
 def test_coverage_records_a_failure_beside_what_was_found_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.models.get_model", small_network)
     monkeypatch.setattr("export.to_onnx", lambda *_: (_ for _ in ()).throw(OSError("no | space\nleft")))
-    row = {"model": "small", "seeds": [0]} | coverage.measure({"model": "small", "seeds": [0]})
+    row = {"model": "small", "seeds": [0]}
+    row |= coverage.measure(row, LIBRARIES["torchvision"])
     assert row["units"] == 6
     assert "onnx_error" not in row
     assert coverage.table([row]).endswith(" |  | 1 | OSError: no \\| space |")
