@@ -88,7 +88,8 @@ def facts(graph: surgery.ChannelGraph) -> Cell:
 def free_macs(graph: surgery.ChannelGraph) -> float:
     """MACs of the layers of whose weight at least one axis holds units, as a share of the MACs of all layers."""
     free = {slot.tensor for group in graph.groups for slot in group.slots}
-    macs = {layer.weight: layer.repeats * torch.Size(graph.shapes[layer.weight]).numel() for layer in graph.layers}
+    shapes = {**graph.buffers, **graph.shapes}
+    macs = {layer.weight: layer.repeats * torch.Size(shapes[layer.weight]).numel() for layer in graph.layers}
     return sum(n for weight, n in macs.items() if weight in free) / sum(macs.values())
 
 

@@ -127,6 +127,11 @@ class Call:
             self._seen.elements[value.name] = self.names.fresh(value.numel()).view(value.shape)
         return self._seen.elements[value.name]
 
+    def of_parameter(self, names: Tensor) -> bool:
+        """Whether `names` are those of single elements of one parameter."""
+        found = dense(names)
+        return any(((found >= own.min()) & (found <= own.max())).all() for own in self._seen.elements.values())
+
     # parameters
 
     def parameter(self, value: Any) -> State:

@@ -35,8 +35,17 @@ def contract(call: "Call", terms: list[str], out: str, operands: list[Any]) -> T
     parts = [_laid_out(call, term, names, out, summed) for term, names in zip(terms, named, strict=True)]
     lines = [set(varying(part)) for part in parts]
     if len(parts) > 1 and all(lines) and not set.intersection(*lines):
-        raise CannotFollow("multiplies channels by channels")
+        parts = _beside_positions(call, named, parts)
     return meet(call, parts)
+
+
+def _beside_positions(call: "Call", named: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
+    """Relative positions: a parameter that every head is multiplied with has places where others have channels."""
+    own = [call.of_parameter(names) for names in named]
+    if sum(own) != 1 or len(parts) != 2:
+        raise CannotFollow("multiplies channels by channels")
+    call.names.pin(named[own.index(True)], f"{call.name} at {call.where} multiplies every head with it")
+    return [part for part, positions in zip(parts, own, strict=True) if not positions]
 
 
 def _laid_out(call: "Call", term: str, names: Tensor, out: str, summed: set[str]) -> Tensor:

@@ -115,9 +115,11 @@ def _sizes(
             continue
         classes = relabelled(label, doubt.names)
         for axis in varying(classes):
-            number = doubt.sizes[axis]
-            vector = along(classes, axis)
-            known_as = _attributes(model.get_submodule(doubt.owner), number, lists=remembered == "lists")
+            owner, lists, vector = model.get_submodule(doubt.owner), remembered == "lists", along(classes, axis)
+            known_as = list(_attributes(owner, doubt.sizes[axis], lists=lists))
+            if not known_as and len(vector) == doubt.sizes[axis]:  # the batch may lie on the same axis
+                vector = _period(vector)
+                known_as = list(_attributes(owner, len(vector), lists=lists))
             one = (supposed.index, supposed.index + 1) if remembered in ("integer", "input") else (0, None)
             for attribute in itertools.islice(known_as, *one):
                 key = (f"{doubt.owner}.{attribute}", 0)
@@ -125,6 +127,14 @@ def _sizes(
                 if key in seen.axes or not torch.equal(known.names, vector):
                     clashing.add(key)
     return {key: axis for key, axis in found.items() if key not in clashing and (axis.names != NEUTRAL).all()}
+
+
+def _period(vector: Tensor) -> Tensor:
+    """The shortest start of `vector` that it repeats."""
+    for n in range(1, len(vector) // 2 + 1):
+        if len(vector) % n == 0 and torch.equal(vector[:n].repeat(len(vector) // n), vector):
+            return vector[:n]
+    return vector
 
 
 def _attributes(module: nn.Module, number: int, *, lists: bool) -> Iterator[str]:

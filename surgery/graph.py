@@ -86,7 +86,9 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
-    """What `surgery.trace` found. `shapes` holds every parameter, `buffers` and `sizes` those that have slots."""
+    """What `surgery.trace` found. `shapes` holds every parameter, `buffers` and `sizes` those
+    that have slots, `buffers` those that layers read as well.
+    """
 
     groups: tuple[ChannelGroup, ...]
     pinned: tuple[Pinned, ...]

@@ -166,9 +166,10 @@ def _groups(call: "Call", rest: tuple[Any, ...]) -> int:
 
 
 def _group_count(call: "Call", weight: Any, names: Tensor, axis: int) -> None:
-    """A convolution module's group count is set by the cut; one given to a function may be a constant."""
+    """A convolution module's group count is set by the cut; a function may get a constant, or what is remembered."""
     if not isinstance(call.layer(weight), _ConvNd):
-        call.doubt(call.spread(names, axis), "gets its group count from the forward")
+        spelled = tuple(len(names) if a == axis else -1 for a in range(len(call.shape)))
+        call.doubt(call.spread(names, axis), "gets its group count from the forward", spelled)
 
 
 LAYER_RULES: dict[str, Rule] = {

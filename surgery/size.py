@@ -35,10 +35,12 @@ class SizeModel:
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph, self.units = graph, graph.units
+        weights = {layer.weight: graph.buffers[layer.weight] for layer in graph.layers if layer.weight in graph.buffers}
+        tensors = {**graph.shapes, **weights}  # a buffer that a layer reads is no parameter, but it has multiply-adds
         keys: dict[tuple[str, int], int] = {}
         unit_of, axis_of, counts, offset = [], [], [], 0
         for group in graph.groups:
-            for slot in (s for s in group.slots if s.tensor in graph.shapes or s.role == "over"):
+            for slot in (s for s in group.slots if s.tensor in tensors or s.role == "over"):
                 axis = keys.setdefault((slot.tensor, slot.axis), len(keys))
                 unit_of.append(torch.arange(offset, offset + group.units))
                 axis_of.append(torch.full((group.units,), axis))
@@ -51,13 +53,13 @@ class SizeModel:
         full = torch.tensor([float(graph.length(tensor, axis)) for tensor, axis in keys] + [1.0]).double()
         self._fixed = full.index_add(0, self._axis, -self._count)
         repeats = {layer.weight: layer.repeats for layer in graph.layers}
-        rank = max((sum(1 for k in keys if k[0] == t) for t in graph.shapes), default=1)
+        rank = max((sum(1 for k in keys if k[0] == t) for t in tensors), default=1)
         axes, elements, macs, over = [], [], [], []
-        for tensor, shape in graph.shapes.items():
+        for tensor, shape in tensors.items():
             mine = [(axis, keys[tensor, axis]) for axis in range(len(shape)) if (tensor, axis) in keys]
             rest = torch.Size(n for axis, n in enumerate(shape) if (tensor, axis) not in keys).numel()
             axes.append([i for _, i in mine] + [len(keys)] * (max(rank, 1) - len(mine)))
-            elements.append(float(rest))
+            elements.append(float(rest) if tensor in graph.shapes else 0.0)
             along = (f"{tensor}{OVER}", 0)
             fixed = graph.sizes.get(along[0], 1) if along not in keys else 1
             macs.append(rest * fixed * repeats.get(tensor, 0.0))

@@ -71,7 +71,7 @@ def build(
         pinned=(*_pinned(axes, reasons, layers, inputs or {}), *(Pinned(name, (), UNSEEN) for name in unseen)),
         layers=tuple(layers.values()),
         shapes={name: tuple(p.shape) for name, p in parameters.items()},
-        buffers={name: tuple(buffers[name].shape) for name, _ in axes if name in buffers},
+        buffers={name: tuple(buffers[name].shape) for name in (*(n for n, _ in axes), *layers) if name in buffers},
         sizes={name: len(axis.names) for (name, _), axis in axes.items() if name not in parameters | buffers},
     )
 

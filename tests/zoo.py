@@ -96,6 +96,38 @@ class ChunkGate(Net):
         return u * v.sigmoid()
 
 
+class BlurPool(Net):
+    """A fixed filter for each of the channels, whose number the module remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 8
+        self.filter: Tensor
+        line = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("filter", line.outer(line).repeat(8, 1, 1, 1))
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), self.filter, stride=2, groups=self.channels)
+
+
+class RelativePositions(Net):
+    """BoTNet's attention: every head is multiplied with the same table of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_width, self.width = 3, 4, 12
+        self.qkv, self.proj = nn.Conv2d(8, 36, 1), nn.Conv2d(12, 8, 1)
+        self.positions = nn.Parameter(torch.randn(5, 4))
+
+    def body(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        q, k, v = (t.reshape(n * self.num_heads, self.head_width, -1) for t in self.qkv(x).chunk(3, 1))
+        q = q.transpose(1, 2)
+        bias = (q @ self.positions.transpose(0, 1))[:, :, torch.arange(h * w) % 5]
+        mixed = v @ (q @ k + bias).softmax(-1).transpose(1, 2)
+        return self.proj(mixed.reshape(n, self.width, h, w))
+
+
 class SplitHalves(Net):
     """CSPNet's way: half of the width that the module remembers."""
 
@@ -963,6 +995,8 @@ ZOO: dict[str, Case] = {
     "dense_concat": Case(DenseConcat, (2, 3, 8, 8), free=("stem.0", "a", "b")),
     "self_concat": Case(SelfConcat, (2, 3, 8, 8), free=("stem.0",)),
     "chunk_gate": Case(ChunkGate, (2, 3, 8, 8), free=("stem.0", "a")),
+    "blur_pool": Case(BlurPool, (2, 3, 8, 8), free=("stem.0",)),
+    "relative_positions": Case(RelativePositions, (2, 3, 4, 4), free=("stem.0", "qkv", "proj")),
     "split_halves": Case(SplitHalves, (2, 3, 8, 8), free=("stem.0", "a")),
     "split_constants": Case(SplitConstants, (2, 3, 8, 8), pinned="split"),
     "channel_shuffle": Case(ChannelShuffle, (2, 3, 8, 8), free=("stem.0",)),
