@@ -114,10 +114,15 @@ def _sizes(
         if remembered == "nothing":
             continue
         classes = relabelled(label, doubt.names)
-        for axis in varying(classes):
+        axes = varying(classes)
+        others = [n for axis, n in enumerate(doubt.sizes) if axis not in axes]
+        for axis in axes:
             owner, lists, vector = model.get_submodule(doubt.owner), remembered == "lists", along(classes, axis)
-            known_as = list(_attributes(owner, doubt.sizes[axis], lists=lists))
-            if not known_as and len(vector) == doubt.sizes[axis]:  # the batch may lie on the same axis
+            number = doubt.sizes[axis]
+            known_as = list(_attributes(owner, number, lists=lists))
+            if len(known_as) <= others.count(number):  # they are the sizes of other axes that are as long by chance
+                known_as = []
+            if not known_as and len(vector) == number:  # the batch may lie on the same axis
                 vector = _period(vector)
                 known_as = list(_attributes(owner, len(vector), lists=lists))
             one = (supposed.index, supposed.index + 1) if remembered in ("integer", "input") else (0, None)

@@ -128,6 +128,23 @@ class RelativePositions(Net):
         return self.proj(mixed.reshape(n, self.width, h, w))
 
 
+class AsHighAsHeads(RelativePositions):
+    """By chance the map is as high and wide, which the module remembers as well, as there are heads in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.height = self.across = 6
+
+    def body(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        q, k, v = (t.reshape(n * self.num_heads, self.head_width, -1) for t in self.qkv(x).chunk(3, 1))
+        q = q.transpose(1, 2)
+        places = q.reshape(n * self.num_heads, self.height, self.across, -1).transpose(1, 2)
+        bias = (places.reshape(n * self.num_heads, h * w, -1) @ self.positions.transpose(0, 1)).sum(2, keepdim=True)
+        mixed = v @ (q @ k + bias).softmax(-1).transpose(1, 2)
+        return self.proj(mixed.reshape(n, self.width, h, w))
+
+
 class SplitHalves(Net):
     """CSPNet's way: half of the width that the module remembers."""
 
@@ -997,6 +1014,7 @@ ZOO: dict[str, Case] = {
     "chunk_gate": Case(ChunkGate, (2, 3, 8, 8), free=("stem.0", "a")),
     "blur_pool": Case(BlurPool, (2, 3, 8, 8), free=("stem.0",)),
     "relative_positions": Case(RelativePositions, (2, 3, 4, 4), free=("stem.0", "qkv", "proj")),
+    "as_high_as_heads": Case(AsHighAsHeads, (2, 3, 6, 6), free=("stem.0", "qkv", "proj")),
     "split_halves": Case(SplitHalves, (2, 3, 8, 8), free=("stem.0", "a")),
     "split_constants": Case(SplitConstants, (2, 3, 8, 8), pinned="split"),
     "channel_shuffle": Case(ChannelShuffle, (2, 3, 8, 8), free=("stem.0",)),
