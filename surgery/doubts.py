@@ -119,12 +119,12 @@ def _sizes(
         for axis in axes:
             owner, lists, vector = model.get_submodule(doubt.owner), remembered == "lists", along(classes, axis)
             number = doubt.sizes[axis]
+            if axis == 0 and number == len(vector):  # the batch lies on the same axis, before the channels
+                vector = _period(vector)
+                number = len(vector)
             known_as = list(_attributes(owner, number, lists=lists))
             if len(known_as) <= others.count(number):  # they are the sizes of other axes that are as long by chance
                 known_as = []
-            if not known_as and len(vector) == number:  # the batch may lie on the same axis
-                vector = _period(vector)
-                known_as = list(_attributes(owner, len(vector), lists=lists))
             one = (supposed.index, supposed.index + 1) if remembered in ("integer", "input") else (0, None)
             for attribute in itertools.islice(known_as, *one):
                 key = (f"{doubt.owner}.{attribute}", 0)

@@ -140,7 +140,8 @@ class AsHighAsHeads(RelativePositions):
         q, k, v = (t.reshape(n * self.num_heads, self.head_width, -1) for t in self.qkv(x).chunk(3, 1))
         q = q.transpose(1, 2)
         places = q.reshape(n * self.num_heads, self.height, self.across, -1).transpose(1, 2)
-        bias = (places.reshape(n * self.num_heads, h * w, -1) @ self.positions.transpose(0, 1)).sum(2, keepdim=True)
+        scores = places.reshape(n * self.num_heads, h * w, -1) @ self.positions.transpose(0, 1)
+        bias = scores.sum(2).reshape(n * self.num_heads, h * w, 1)  # no other axis here is as long as there are heads
         mixed = v @ (q @ k + bias).softmax(-1).transpose(1, 2)
         return self.proj(mixed.reshape(n, self.width, h, w))
 
