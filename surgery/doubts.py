@@ -114,17 +114,13 @@ def _sizes(
         if remembered == "nothing":
             continue
         classes = relabelled(label, doubt.names)
-        axes = varying(classes)
-        others = [n for axis, n in enumerate(doubt.sizes) if axis not in axes]
-        for axis in axes:
+        for axis in varying(classes):
             owner, lists, vector = model.get_submodule(doubt.owner), remembered == "lists", along(classes, axis)
             number = doubt.sizes[axis]
             if axis == 0 and number == len(vector):  # the batch lies on the same axis, before the channels
                 vector = _period(vector)
                 number = len(vector)
-            known_as = list(_attributes(owner, number, lists=lists))
-            if len(known_as) <= others.count(number):  # they are the sizes of other axes that are as long by chance
-                known_as = []
+            known_as = _attributes(owner, number, lists=lists)
             one = (supposed.index, supposed.index + 1) if remembered in ("integer", "input") else (0, None)
             for attribute in itertools.islice(known_as, *one):
                 key = (f"{doubt.owner}.{attribute}", 0)
