@@ -10,6 +10,7 @@ import torch
 from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
 from torch import Tensor, nn
 
+from export.attention import FourAxes
 from export.dropping import drop_closed
 from export.errors import NotExportable
 from export.folding import fold_scales
@@ -49,7 +50,7 @@ def capture(
         NotExportable: the exporter does not manage, or a closed gate is still there.
     """
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]), FourAxes():
             program = torch.onnx.export(
                 resting,
                 inputs,
