@@ -170,6 +170,14 @@ class Call:
         if getattr(self._run.model.get_submodule(self.owner), attribute, None) == len(names):
             self.size(attribute, names)
 
+    def remembered_list(self, sizes: list[int], parts: list[Tensor]) -> None:
+        """The running module may remember the lengths of `parts` side by side, in a list of these `sizes`."""
+        for attribute, value in vars(self._run.model.get_submodule(self.owner)).items():
+            if isinstance(value, list | tuple) and list(value) == sizes and len(sizes) > 1:
+                for index, names in enumerate(parts):
+                    if (names != NEUTRAL).all():
+                        self._note((f"{self.owner}.{attribute}[{index}]", 0), len(names), "size", names)
+
     def size(self, attribute: str, names: Tensor, role: str = "size") -> None:
         """The running module remembers the length of `names`, shape (channels,), in `attribute`.
 

@@ -133,6 +133,8 @@ def split(call: "Call", x: Tensor, sizes: Any, axis: int = 0) -> Any:
         for names in (x, *parts):  # the whole width as well: `split(self.width // 2)` spells it out
             spelled = [names.shape[a] if a == axis % x.dim() else -1 for a in range(x.dim())]
             call.doubt(names, f"of channels into {sizes}", tuple(spelled))
+        if not isinstance(sizes, int):
+            call.remembered_list(list(sizes), [call.vector(part, axis % x.dim()) for part in parts])
     return parts
 
 

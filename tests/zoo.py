@@ -159,6 +159,20 @@ class SplitHalves(Net):
         return torch.cat([u, self.b(v).relu()], 1)
 
 
+class SplitList(Net):
+    """MixNet's way: parts of sizes that the module remembers in a list, two of them alike by chance."""
+
+    def __init__(self) -> None:
+        super().__init__(head=10)
+        self.sizes = [3, 3, 4]
+        self.a = nn.Conv2d(8, 10, 1)
+        self.parts = nn.ModuleList(nn.Conv2d(n, n, 3, padding=1) for n in self.sizes)
+
+    def body(self, x: Tensor) -> Tensor:
+        parts = self.a(x).relu().split(self.sizes, 1)
+        return torch.cat([f(part) for f, part in zip(self.parts, parts, strict=True)], 1)
+
+
 class SplitConstants(Net):
     def body(self, x: Tensor) -> Tensor:
         u, v = torch.split(x, [4, 4], 1)
@@ -1017,6 +1031,7 @@ ZOO: dict[str, Case] = {
     "relative_positions": Case(RelativePositions, (2, 3, 4, 4), free=("stem.0", "qkv", "proj")),
     "as_high_as_heads": Case(AsHighAsHeads, (2, 3, 6, 6), free=("stem.0", "qkv", "proj")),
     "split_halves": Case(SplitHalves, (2, 3, 8, 8), free=("stem.0", "a")),
+    "split_list": Case(SplitList, (2, 3, 8, 8), free=("stem.0", "a", "parts.0", "parts.1", "parts.2")),
     "split_constants": Case(SplitConstants, (2, 3, 8, 8), pinned="split"),
     "channel_shuffle": Case(ChannelShuffle, (2, 3, 8, 8), free=("stem.0",)),
     "channel_shuffle_module": Case(ChannelShuffleModule, (2, 3, 8, 8), free=("stem.0", "a")),
