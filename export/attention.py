@@ -1,4 +1,4 @@
-"""Attention with the axes that the exporter takes: four."""
+"""Attention with the axes, and in the memory, that the exporter takes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class FourAxes(TorchFunctionMode):
-    """Inside, attention over (..., tokens, channels) is computed with all axes before the heads laid together."""
+    """Inside, attention over (..., tokens, channels) has four axes, all before the heads laid together."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
@@ -30,8 +30,6 @@ def attended(
         if attn_mask is not None and attn_mask.dim() > 3:
             attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-3:]).flatten(0, -4)
     found: Tensor = F.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **named)
-    if len(lead) == 1:
-        return found
     # In the order of its axes, by a copy that no file has: what views it later could else not be traced.
     found = found.clone(memory_format=torch.contiguous_format)
     return found[missing] if missing else found.unflatten(0, lead)

@@ -17,19 +17,20 @@ class Windows(nn.Module):
     def __init__(self, axes: int, masked: bool) -> None:
         super().__init__()
         self.axes, self.qkv, self.head = axes, nn.Linear(12, 36), nn.Linear(12, 5)
-        self.mask = nn.Parameter(torch.randn(4, 1, 4, 4)) if masked else None
+        self.mask = nn.Parameter(torch.randn(*((4, 1, 4, 4) if axes == 5 else (3, 16, 16)))) if masked else None
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[0]
         tokens = x.flatten(2).transpose(1, 2)  # (n, 16, 12)
         q, k, v = self.qkv(tokens).chunk(3, -1)
-        if self.axes == 5:
-            q, k, v = (t.reshape(n, 4, 4, 3, 4).transpose(2, 3) for t in (q, k, v))
+        if self.axes > 3:
+            shape = (n, 4, 4, 3, 4) if self.axes == 5 else (n, 16, 3, 4)
+            q, k, v = (t.reshape(shape).transpose(-3, -2) for t in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, value=v, attn_mask=self.mask)
-        return self.head(y.transpose(2, 3).reshape(n, 16, 12).mean(1) if self.axes == 5 else y.mean(1))
+        return self.head(y.transpose(-3, -2).reshape(n, 16, 12).mean(1) if self.axes > 3 else y.mean(1))
 
 
-@pytest.mark.parametrize(("axes", "masked"), [(3, False), (5, False), (5, True)])
+@pytest.mark.parametrize(("axes", "masked"), [(3, False), (4, True), (5, False), (5, True)])
 def test_it_is_exported(axes: int, masked: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     file = export.to_onnx(Windows(axes, masked).eval(), torch.randn(2, 12, 4, 4), tmp_path / "windows.onnx")
