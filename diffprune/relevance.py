@@ -19,10 +19,11 @@ def relevance(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> d
     owners: dict[Tensor, nn.Module] = {m.weight: m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)}
     # the last layer of attention is not called, but what attention gives is its output
     owners.update({m.out_proj.weight: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)})
+    weights = dict(model.named_parameters())  # filters that are buffers are not among them
     layers = {
         layer.weight: owners[weight]
         for layer in graph.layers
-        if (weight := model.get_parameter(layer.weight)) in owners
+        if (weight := weights.get(layer.weight)) is not None and weight in owners
     }
     shares: dict[str, float] = {}
 

@@ -148,6 +148,8 @@ class Call:
         return known.role if known else ""
 
     def read(self, weight: State, axis: int, names: Tensor) -> None:
+        if not isinstance(weight.value, nn.Parameter):
+            raise CannotFollow(f"reads the channels through {weight.name}, a buffer, and gates sit on parameters")
         if self.node is not None:
             self._seen.nodes[self.node].reads.append((weight.name, axis))
         self._axis(weight, axis, "read", names)

@@ -110,6 +110,18 @@ class BlurPool(Net):
         return F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), self.filter, stride=2, groups=self.channels)
 
 
+class FixedMix(Net):
+    """Channels read through a buffer, such as a cosine transform."""
+
+    def __init__(self) -> None:
+        super().__init__(head=6)
+        self.mix: Tensor
+        self.register_buffer("mix", torch.randn(6, 8, 1, 1))
+
+    def body(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.mix)
+
+
 class RelativePositions(Net):
     """BoTNet's attention: every head is multiplied with the same table of positions."""
 
@@ -1028,6 +1040,7 @@ ZOO: dict[str, Case] = {
     "self_concat": Case(SelfConcat, (2, 3, 8, 8), free=("stem.0",)),
     "chunk_gate": Case(ChunkGate, (2, 3, 8, 8), free=("stem.0", "a")),
     "blur_pool": Case(BlurPool, (2, 3, 8, 8), free=("stem.0",)),
+    "fixed_mix": Case(FixedMix, (2, 3, 8, 8), pinned="buffer"),
     "relative_positions": Case(RelativePositions, (2, 3, 4, 4), free=("stem.0", "qkv", "proj")),
     "as_high_as_heads": Case(AsHighAsHeads, (2, 3, 6, 6), free=("stem.0", "qkv", "proj")),
     "split_halves": Case(SplitHalves, (2, 3, 8, 8), free=("stem.0", "a")),
