@@ -186,8 +186,7 @@ def _error(value: float | None) -> str:
 
 def document(library: Library, machine: Cell, results: list[Cell]) -> str:
     """Every stored row, in the order of the library's names."""
-    name = next(name for name, known in LIBRARIES.items() if known == library)
-    results = sorted(results, key=lambda result: library.names.index(result["model"]))
+    name, results = library.name, sorted(results, key=lambda result: library.names.index(result["model"]))
     failed = sum("failure" in result for result in results)
     seconds = sum(result["seconds"] for result in results)
     threads = " or ".join(map(str, sorted({result["threads"] for result in results})))

@@ -46,6 +46,7 @@ xception41 xcit_nano_12_p8_224
 class Library:
     """`build` gives a network by its name, and the height and width of its images."""
 
+    name: str
     title: str
     names: tuple[str, ...]
     build: Callable[[str], tuple[nn.Module, int]]
@@ -64,16 +65,17 @@ def _of_timm(name: str) -> tuple[nn.Module, int]:
     return model, model.default_cfg["input_size"][1]
 
 
-LIBRARIES = {
-    "torchvision": Library(
-        "classifiers and semantic segmentation networks of torchvision",
+TORCHVISION, TIMM = (
+    Library(
+        "torchvision", "classifiers and semantic segmentation networks of torchvision",
         (*torchvision.models.list_models(module=torchvision.models), *SEGMENTATION), _of_torchvision,
         ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "docs" / "coverage.md",
     ),
-    "timm": Library(
-        "networks of timm, a small one of each of its modules (those whose smallest has more than 100 million "
+    Library(
+        "timm", "networks of timm, a small one of each of its modules (those whose smallest has more than 100 million "
         "parameters left out)",
         tuple(OF_TIMM.split()), _of_timm,
         ROOT / "benchmarks" / "results" / "coverage_timm.json", ROOT / "docs" / "coverage_timm.md",
     ),
-}  # fmt: skip
+)  # fmt: skip
+LIBRARIES = {library.name: library for library in (TORCHVISION, TIMM)}

@@ -10,9 +10,8 @@ from torch import nn
 
 import surgery
 from diffprune.card import export_card
-from diffprune.errors import NotReproducible
 from diffprune.manifest import write_listing
-from diffprune.pruned import STATIC, Origin
+from diffprune.pruned import STATIC, Origin, require_same_bytes
 from diffprune.runfolder import write_atomically
 from export import OnnxFile, Preprocessing, static_twin, to_onnx
 from export.drafts import hidden, sha256_of
@@ -70,7 +69,8 @@ def export_saved(
 
     with hidden(output) as folder, hidden(output) as other:
         files = written(folder)
-        _require_same(files, written(other), saved)
+        before, again = ({file.path.name: file.sha256 for file in several} for several in (files, written(other)))
+        require_same_bytes(again, before, source=saved.name)
         names = sorted(path.name for path in folder.iterdir())
         for name in reversed(names):  # data files before those that refer to them
             os.replace(folder / name, output.with_name(name))
@@ -83,16 +83,6 @@ def export_saved(
     }  # fmt: skip
     write_listing(manifest, body, [*(output.with_name(name) for name in names), card])
     return Shipment(shipped, card, manifest)
-
-
-def _require_same(files: list[OnnxFile], again: list[OnnxFile], saved: Path) -> None:
-    if strange := [one.path.name for one, other in zip(files, again, strict=True) if one.sha256 != other.sha256]:
-        raise NotReproducible(
-            f"{len(strange)} of {len(files)} files come out with other bytes when they are written again",
-            at=", ".join(strange),
-            effect=f"nothing was written: nobody could tell that they come from {saved.name}",
-            fix="give a factory and a forward that do the same in every run; look for randomness in them",
-        )
 
 
 def about(model: str, weights: str | None, license: str, shape: tuple[int, ...]) -> dict[str, str]:

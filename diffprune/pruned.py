@@ -105,11 +105,16 @@ def require_reproducible(
     with tempfile.TemporaryDirectory() as folder:
         write_pruned(Path(folder), network, config, origin)
         again = {path.name: sha256_of(path) for path in sorted(Path(folder).iterdir())}
-    if other := [name for name, digest in again.items() if hashes.get(name) != digest]:
+    require_same_bytes(again, hashes, source=SAVED, known=known)
+    return len(again)
+
+
+def require_same_bytes(again: Mapping[str, str], before: Mapping[str, str], *, source: str, known: str = "") -> None:
+    """Both are the sha256 of files by name. Raises NotReproducible."""
+    if other := [name for name, digest in again.items() if before.get(name) != digest]:
         raise NotReproducible(
             f"{len(other)} of {len(again)} files come out with other bytes when they are written again",
-            at=", ".join(f"{name}: sha256 {again[name][:12]}, was {hashes.get(name, 'absent')[:12]}" for name in other),
-            effect=f"nobody can tell that these files come from {SAVED}",
+            at=", ".join(f"{name}: sha256 {again[name][:12]}, was {before.get(name, 'absent')[:12]}" for name in other),
+            effect=f"nobody can tell that these files come from {source}",
             fix=known or "give a factory and a forward that do the same in every run; look for randomness in them",
         )
-    return len(again)

@@ -31,7 +31,7 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class TimedLayer:
-    """A layer of a file: its kind, its widths, the initializer that holds its weight, its milliseconds in the file."""
+    """A layer of a file or a network: kind, widths, the name of its weight, the shape it writes, milliseconds there."""
 
     kind: LayerKind
     widths: Widths

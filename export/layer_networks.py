@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from export.candidates import Candidate
 from export.clocks import clock_for
 from export.layer_kinds import LayerKind, TimedLayer, Widths
+from export.layers import RUNS
 from export.networks import network_candidate, torch_as_asked
 from export.settings import Settings
 from export.tensors import Examples, example_tuple, repeat_to, resting_copy
-
-RUNS = 12
-"""Of which the fastest counts, as of files."""
 
 WARM_UP = 3
 
