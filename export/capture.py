@@ -14,6 +14,7 @@ from export.attention import FourAxes
 from export.dropping import drop_closed
 from export.errors import NotExportable
 from export.folding import fold_scales
+from export.operators import operators_once
 
 CHATTY = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
 
@@ -50,7 +51,7 @@ def capture(
         NotExportable: the exporter does not manage, or a closed gate is still there.
     """
     try:
-        with quiet(), torch.random.fork_rng(devices=[]), FourAxes():
+        with quiet(), torch.random.fork_rng(devices=[]), FourAxes(), operators_once():
             program = torch.onnx.export(
                 resting,
                 inputs,
