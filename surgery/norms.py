@@ -83,14 +83,15 @@ class _Gated(TorchFunctionMode):
 
 
 def _in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As torch's own norms are: statistics in half precision overflow. Under autocast so is the result."""
+    """As torch's own norms are: statistics in half precision overflow. Under autocast on a GPU so is the result."""
 
     @functools.wraps(norm)
     def wide(open_: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if input.dtype not in (torch.float16, torch.bfloat16):
             return norm(open_, input, *args, **kwargs)
         result = norm(open_, input.float(), *args, **kwargs)
-        return result if torch.is_autocast_enabled(input.device.type) else result.to(input.dtype)
+        autocast = input.device.type == "cuda" and torch.is_autocast_enabled("cuda")  # on a CPU it knows no norms
+        return result if autocast else result.to(input.dtype)
 
     return wide
 
@@ -106,14 +107,11 @@ def _layer_norm(
     return _affine(centred * scale, weight, bias)
 
 
+@_in_float32
 def _rms_norm(
     open_: Tensor, input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
 ) -> Tensor:
-    return _rms(open_, input, weight, torch.finfo(input.dtype).eps if eps is None else eps)
-
-
-@_in_float32
-def _rms(open_: Tensor, input: Tensor, weight: Any, eps: float) -> Tensor:
+    eps = torch.finfo(input.dtype).eps if eps is None else eps  # of what is computed in, also for half precision
     scale = (_share(open_, input) * input.square()).sum(-1, keepdim=True).add(eps).rsqrt()
     return _affine(input * scale, weight, None)
 
