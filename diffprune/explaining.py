@@ -17,9 +17,6 @@ from export import NodeTime, Roofline, TimedLayer
 CONVERTED = 0.8
 """A layer whose speed-up is less than this share of its MACs ratio is asked why."""
 
-TRANSPOSED = "transposed "
-"""What a weight is called, with a number, whose name the export does not keep."""
-
 FIXED = 0.01
 """Milliseconds below which calling a layer costs about as much as computing it."""
 
@@ -41,17 +38,11 @@ class Explained:
 def explained(
     dense: Iterable[TimedLayer], pruned: Iterable[TimedLayer], roofline: Roofline, step: int
 ) -> list[Explained]:
-    """Layers of both files in pairs, in the order in which they run in the dense one.
-
-    Weights have the same name in both files, but for those that the export transposes: they are paired in their order,
-    and not at all where some of them are gone.
-    """
-    left, whole = dict(_named(pruned)), dict(_named(dense))
-    if sum(map(_transposed, left)) != sum(map(_transposed, whole)):
-        left = {name: layer for name, layer in left.items() if not _transposed(name)}
+    """Layers of both files whose weights have one name, in pairs, in the order in which they run in the dense one."""
+    left = _called(pruned)
     return [
         Explained(layer, left[name], roofline.ms(left[name]) / left[name].ms, why(layer, left[name], roofline, step))
-        for name, layer in whole.items()
+        for name, layer in _called(dense).items()
         if name in left
     ]
 
@@ -146,14 +137,11 @@ def _others(dense: Sequence[NodeTime], pruned: Sequence[NodeTime]) -> Table:
     return drawn
 
 
-def _transposed(name: str) -> bool:
-    return name.startswith(TRANSPOSED)
-
-
-def _named(layers: Iterable[TimedLayer]) -> Iterator[tuple[str, TimedLayer]]:
-    """Each under a name of its own: a weight may serve several times."""
+def _called(layers: Iterable[TimedLayer]) -> dict[tuple[str, int], TimedLayer]:
+    """By the name of the weight, and which of its calls it is: a weight may serve several times."""
     seen: Counter[str] = Counter()
+    found = {}
     for layer in layers:
-        name = layer.weight if layer.weight.endswith("weight") else TRANSPOSED
-        seen[name] += 1
-        yield f"{name} {seen[name]}", layer
+        seen[layer.weight] += 1
+        found[layer.weight, seen[layer.weight]] = layer
+    return found

@@ -20,14 +20,20 @@ Axis = tuple[str, int]
 
 @dataclass(frozen=True)
 class Placed:
-    """A measured layer in the channel graph: the axes of the parameter that hold its channels in and out.
-
-    `groups` is how often its channels in lie side by side (grouped convolutions).
-    """
+    """A measured layer in the channel graph."""
 
     timed: TimedLayer
-    axes: tuple[Axis, Axis]
-    groups: int
+
+    @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """The axes of the parameter that hold its channels in and out."""
+        inside, outside = self.timed.axes
+        return (self.timed.weight, inside), (self.timed.weight, outside)
+
+    @property
+    def groups(self) -> int:
+        """How often its channels in lie side by side (grouped convolutions)."""
+        return max(self.timed.kind.groups, 1)
 
     @property
     def values(self) -> tuple[float, float]:
@@ -85,7 +91,7 @@ class TimedSize(SizeModel):
         groups = [[float(layer.groups) if layer.axes[0] in self.axes else 1.0, 1.0] for layer in layers]
         self._groups = torch.tensor(groups, dtype=torch.float64).view(-1, 2)
         self._values = torch.tensor([layer.values for layer in layers], dtype=torch.float64).view(-1, 2)
-        longest = max((max(len(g.inside), len(g.outside)) for g in grids), default=1) + 2
+        longest = max(max(len(g.inside), len(g.outside)) for g in grids) + 2
         self._inside = torch.stack([_ends(g.inside, longest) for g in grids])
         self._outside = torch.stack([_ends(g.outside, longest) for g in grids])
         self._ms = torch.stack(

@@ -1,6 +1,6 @@
 """Building a `TimedSize`: where the dense network spends its time, and each of its layers at many widths."""
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
@@ -9,6 +9,7 @@ from torch import nn
 
 import export
 from diffprune.bundles import leading_to
+from diffprune.errors import BadBudget
 from diffprune.timed import SHARES, Axis, Grid, Placed, TimedSize
 from export import LayerKind, Settings, TimedLayer, Widths
 from export.settings import ONE_THREAD
@@ -61,6 +62,11 @@ def _timed(
     on_progress: Progress,
     drops: dict[str, tuple[str, ...]],
 ) -> TimedSize:
+    if not placed:
+        raise BadBudget(
+            "no layer of the network was found among those whose time is known", at="Budget(speedup=)",
+            effect="nothing was started", fix="ask for a share of the macs or params",
+        )
     axes = SizeModel(graph).axes
     grids = [_grid(layer, axes, step) for layer in placed]
     wanted: dict[LayerKind, list[Widths]] = defaultdict(list)
@@ -81,33 +87,11 @@ def _drops(placed: list[Placed], graph: ChannelGraph, ending: set[str]) -> dict[
 
 
 def _placed(layers: list[TimedLayer], graph: ChannelGraph) -> tuple[list[Placed], list[TimedLayer]]:
-    """The layers that are in the graph, and the others.
-
-    Weights keep their names in the file, but for those of matrix products, which are transposed and renamed: they are
-    found by their shape, in the order in which layers run.
-    """
-    renamed: dict[Widths, deque[str]] = defaultdict(deque)
-    named = {layer.weight for layer in layers}
-    for layer in graph.layers:
-        shape = graph.shapes.get(layer.weight, ())
-        if len(shape) == 2 and layer.weight not in named:
-            renamed[shape[1], shape[0]].append(layer.weight)
-    placed, strangers = [], []
-    for timed in layers:
-        waiting = renamed[timed.widths] if timed.kind.op == "MatMul" and timed.weight not in graph.shapes else None
-        weight = waiting.popleft() if waiting else timed.weight
-        if weight in graph.shapes:
-            placed.append(Placed(timed, _axes(timed, weight), max(timed.kind.groups, 1)))
-        else:
-            strangers.append(timed)
-    return placed, strangers
-
-
-def _axes(timed: TimedLayer, weight: str) -> tuple[Axis, Axis]:
-    """Where torch keeps the channels in and out; a depthwise convolution has both on one axis."""
-    if timed.kind.groups == 0:
-        return (weight, 0), (weight, 0)
-    return ((weight, 0), (weight, 1)) if timed.kind.op == "ConvTranspose" else ((weight, 1), (weight, 0))
+    """The layers whose weight is a parameter of the graph, and the others."""
+    return (
+        [Placed(layer) for layer in layers if layer.weight in graph.shapes],
+        [layer for layer in layers if layer.weight not in graph.shapes],
+    )
 
 
 def _grid(layer: Placed, axes: dict[Axis, int], step: int) -> Grid:

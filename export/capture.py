@@ -14,6 +14,7 @@ from export.attention import FourAxes
 from export.dropping import drop_closed
 from export.errors import NotExportable
 from export.folding import fold_scales
+from export.naming import name_transposed_
 from export.operators import operators_once
 
 CHATTY = ("torch.onnx", "torch.export", "torch._dynamo", "torch.fx", "onnxscript", "onnx_ir")
@@ -77,6 +78,7 @@ def capture(
     model = program.model
     drop_closed(model)
     tidy_(model)
+    name_transposed_(model, resting)
     model.metadata_props.clear()
     model.doc_string = None
     return model

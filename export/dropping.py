@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from export.naming import TRANSPOSED
+
 Array = npt.NDArray[Any]
 
 
@@ -22,11 +24,11 @@ def drop_closed(model: ir.Model) -> int:
 
 
 def ending_in_sums(path: str | Path) -> set[str]:
-    """The weights of a file whose layers would be left out of it if they were zero, by their names there."""
+    """The weights of a file whose layers would be left out of it if they were zero, by their names in the network."""
     found: dict[bool, set[str]] = {True: set(), False: set()}
     for node in ir.load(path).graph:
         if node.op_type in LAYERS and (weight := node.inputs[1]) is not None and _array(weight) is not None:
-            found[_constant(node) is not None].add(str(weight.name))
+            found[_constant(node) is not None].add(str(weight.name).removesuffix(TRANSPOSED))
     return found[True] - found[False]  # a weight may serve several layers
 
 

@@ -31,13 +31,24 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class TimedLayer:
-    """A layer of a file or a network: kind, widths, the name of its weight, the shape it writes, milliseconds there."""
+    """A layer of a file or a network: kind, widths, the name of its weight, the shape it writes, milliseconds there.
+
+    `raw` is a matrix product whose weight is (in, out) in the network, as no nn.Linear has it.
+    """
 
     kind: LayerKind
     widths: Widths
     weight: str
     output: tuple[int, ...]
     ms: float
+    raw: bool = False
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """Where the network's weight keeps the channels in and out; a depthwise convolution has both on one axis."""
+        if self.kind.groups == 0:
+            return 0, 0
+        return (0, 1) if self.raw or self.kind.op == "ConvTranspose" else (1, 0)
 
     @property
     def macs(self) -> int:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import BadOnnx
 from export.layer_kinds import LayerKind, TimedLayer, Widths, weight_shape
+from export.naming import TRANSPOSED
 from export.profiling import RUNS as PROFILED
 from export.profiling import NodeTime, profile
 from export.sessions import read_model
@@ -31,7 +32,10 @@ RUNS = 12
 def layers_of(
     path: str | Path, *, threads: int = 1, batch: int = 1, runs: int = PROFILED
 ) -> tuple[list[TimedLayer], list[NodeTime]]:
-    """The layers of a file with a weight, and the rest of its nodes, in the order they run: its `profile`, read."""
+    """The layers of a file with a weight, and the rest of its nodes, in the order they run: its `profile`, read.
+
+    Weights have the names that they have in the network, if `to_onnx` wrote the file.
+    """
     graph = read_model(path).graph
     nodes = {node.name: node for node in graph.node}
     shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
@@ -41,19 +45,20 @@ def layers_of(
             rest.append(time)
             continue
         node = nodes[time.layer]
-        kind, widths = _kind(node, shapes[node.input[1]], time)
+        name, flipped = node.input[1], _flipped(node)
+        kind, widths = _kind(node, shapes[name], time)
         # Of a convolution the runtime reports channels padded to its blocks.
         output = time.output if kind.op == "MatMul" else (time.output[0], widths[1], *time.output[2:])
-        layers.append(TimedLayer(kind, widths, node.input[1], output, max(time.ms, HALF_A_TICK)))
+        raw = kind.op == "MatMul" and not flipped and not name.endswith(TRANSPOSED)
+        layers.append(TimedLayer(kind, widths, name.removesuffix(TRANSPOSED), output, max(time.ms, HALF_A_TICK), raw))
     return layers, rest
 
 
 def _kind(node: onnx.NodeProto, weight: tuple[int, ...], time: NodeTime) -> tuple[LayerKind, Widths]:
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type in ("Gemm", "MatMul"):
-        flipped = bool(given.get("transB", 0))
-        widths = (weight[1], weight[0]) if flipped else (weight[0], weight[1])
+        widths = (weight[1], weight[0]) if _flipped(node) else (weight[0], weight[1])
         return LayerKind("MatMul", (), (), 1, (math.prod(time.output[:-1]),)), widths
+    given = _attributes(node)
     kept = ("strides", "pads", "dilations", "output_padding")
     attributes = tuple((name, tuple(given[name])) for name in kept if name in given)
     groups = int(given.get("group", 1))
@@ -61,6 +66,14 @@ def _kind(node: onnx.NodeProto, weight: tuple[int, ...], time: NodeTime) -> tupl
     inside, outside = (weight[1] * groups, weight[0]) if node.op_type == "Conv" else (weight[0], weight[1] * groups)
     kind = LayerKind(node.op_type, weight[2:], attributes, 0 if depthwise else groups, time.inputs[0][2:])
     return kind, (inside, outside)
+
+
+def _flipped(node: onnx.NodeProto) -> bool:
+    return bool(_attributes(node).get("transB", 0))
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
 def in_files(kind: LayerKind, pairs: Sequence[Widths], settings: Settings) -> Iterator[dict[Widths, float]]:

@@ -66,9 +66,9 @@ def test_each_layer_costs_what_the_table_says_of_its_width_after_the_cut(seed: i
     cut, _ = export.layers_of(file.path, runs=1)
     predicted = size.per_layer(size.widths(size.flat(keep).double()))
     assert len(cut) == len(size.layers) == 7
-    left = {_known_as(layer): layer.widths for layer in cut}
+    left = {layer.weight: layer.widths for layer in cut}
     for layer, ms in zip(size.layers, predicted.tolist(), strict=True):
-        (i, o), (a, b) = layer.timed.widths, left[_known_as(layer.timed)]
+        (i, o), (a, b) = layer.timed.widths, left[layer.timed.weight]
         share = a * b / (i * o)
         if layer.timed.kind.groups == 0:  # one width: between two that were measured, its square is a chord
             share = np.interp(a, [0, 8, 16, 24], [0, 8**2, 16**2, 24**2]) / 24**2
@@ -97,9 +97,9 @@ def test_a_branch_that_is_closed_altogether_takes_no_time_and_may_be(tmp_path: P
     assert size.drops == {"a": ()}
     closed = {"a": torch.zeros(32, dtype=torch.bool)}
     file = export.to_onnx(surgery.cut(model, graph, closed), x, tmp_path / "small.onnx")
-    left = {_known_as(layer) for layer in export.layers_of(file.path, runs=1)[0]}
+    left = {layer.weight for layer in export.layers_of(file.path, runs=1)[0]}
     predicted = size.per_layer(size.widths(size.flat(closed).double()))
-    assert {_known_as(layer.timed) for layer, ms in zip(size.layers, predicted, strict=True) if ms} == left
+    assert {layer.timed.weight for layer, ms in zip(size.layers, predicted, strict=True) if ms} == left
     assert {"a.weight", "b.weight"}.isdisjoint(left)
 
     scores = torch.cat([torch.full((g.units,), 0.0 if g.name == "a" else 1.0) for g in graph.groups])
@@ -162,9 +162,45 @@ def test_a_speed_up_needs_a_size_that_knows_milliseconds() -> None:
         Budget(speedup=2.0).cost(surgery.SizeModel(graph), half)
 
 
-def _known_as(layer: export.TimedLayer) -> str:
-    """Transposed weights lose their name; there is one."""
-    return layer.weight if layer.weight.endswith("weight") else "transposed"
+class Products(nn.Module):
+    """A linear layer that runs twice, another of its shape, and a weight that is (in, out)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(32, 3)
+        self.w = nn.Parameter(torch.randn(16, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(self.a(x).relu()).relu()).relu()
+        return self.head((x @ self.w).relu()).mean(1)
+
+
+def test_products_are_placed_where_the_network_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "layer_table", product)
+    torch.manual_seed(0)
+    model, x = Products().eval(), torch.randn(2, 5, 16)
+    file = export.to_onnx(model, x, tmp_path / "products.onnx")
+    size = timing.timed_file(file.path, surgery.trace(model, x), step=8)
+    assert [layer.timed.weight for layer in size.layers] == ["a.weight", "a.weight", "b.weight", "w", "head.weight"]
+    for layer in size.layers:
+        shape = model.get_parameter(layer.timed.weight).shape
+        assert tuple(shape[axis] for _, axis in layer.axes) == layer.timed.widths
+    assert [[axis for _, axis in layer.axes] for layer in size.layers[2:]] == [[1, 0], [0, 1], [1, 0]]
+
+
+def test_without_a_layer_that_is_known_no_speed_up_can_be_asked(tmp_path: Path) -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.scale).mean((2, 3))
+
+    model, x = Functional().eval(), torch.randn(2, 3, 8, 8)
+    file = export.to_onnx(model, x, tmp_path / "functional.onnx")
+    with pytest.raises(BadBudget, match="no layer of the network was found"):
+        timing.timed_file(file.path, surgery.trace(model, x), step=8)
 
 
 def test_noise_in_a_narrower_cell_of_the_table_leaves_the_dense_layer_what_it_is() -> None:
