@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
@@ -24,7 +24,7 @@ from diffprune.detectors import lost
 from diffprune.errors import BadBudget
 from diffprune.feeding import Batches
 from diffprune.gains import gains
-from diffprune.gated import attach
+from diffprune.gated import GatedModel, attach
 from diffprune.gates import Gate
 from diffprune.hints import hinted, hinting
 from diffprune.landing import require_reachable
@@ -32,7 +32,9 @@ from diffprune.recover import accuracy, recalibrate_
 from diffprune.stopwatch import stopwatch
 from diffprune.target import probe, target
 from diffprune.training import Event, Recipe, fit_
-from surgery import ExampleInputs, SizeModel
+from export import Settings
+from surgery import ChannelGraph, ExampleInputs, SizeModel
+from surgery.capture import own_random_state
 from surgery.rebuilding import copied
 
 SCORED = 256
@@ -58,7 +60,7 @@ def compress(
     epochs: float = 5.0,
     recipe: Recipe | None = None,
     gate: str | Gate = "diffprune",
-    bundles: Iterable[Bundle] | Callable[[surgery.ChannelGraph], Iterable[Bundle]] = (),
+    bundles: Iterable[Bundle] | Callable[[ChannelGraph], Iterable[Bundle]] = (),
     scores: Scores = gains,
     round_to: int | None = None,
     seed: int = 0,
@@ -87,91 +89,145 @@ def compress(
     Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
     tracing raises.
     """
-    recipe = recipe or Recipe()
-    started = time.perf_counter()
+    recipe, started = recipe or Recipe(), time.perf_counter()
     asked_of = target(latency_device, threads=threads, batch=latency_batch, precision=latency_precision)
     _require_numbers(epochs, round_to)
     refuse_iterators(train=train, val=val)
-    torch.manual_seed(seed)
     parent = copied(model).to(device).eval()
-    images, batches = calibration(train, parent, torch.device(device))
-    example = images[:2] if example_inputs is None else _moved(example_inputs, device)
-    graph = surgery.trace(parent, example)
-    probed = probe(asked_of) if budget.kind == "speedup" and not round_to else None
-    step = round_to or (probed.multiple if probed else 1)
-    total = max(1, round(epochs * length(train))) if epochs else 0
-
-    def cut() -> tuple[nn.Module, SizeModel, Choice, float, tuple[float, int]]:
-        """In a scope of its own, so that the gated and the masked copy are gone when the rest is trained."""
-        gated = attach(parent, graph, gate=gate, bundles=bundles(graph) if callable(bundles) else bundles)
-        with tempfile.TemporaryDirectory() as folder:
-            watch = None
-            if budget.kind == "speedup":
-                watch = stopwatch(parent, graph, example, Path(folder), step=step, settings=asked_of, tell=on_event)
-                gated.size = watch.size
-                watch.require_reachable(budget, step, gated.gate_of)
-            else:
-                require_reachable(budget, gated.size, step, gated.gate_of)
-            score_(gated, parent, images[:SCORED], scores, budget)
-            dense = accuracy(parent, val)
-            on_event({"phase": "dense", "accuracy": dense[0]})
-            network, choice = choose(
-                gated, parent, batches, budget, recipe, round_to=step, total=total, watch=watch, tell=on_event
-            )
-        small = surgery.cut(network, graph, choice.keep)
-        error = surgery.check_equal(surgery.mask(network, graph, choice.keep), small, example)
-        return small, gated.size, choice, error, dense
-
-    small, size, choice, error, (dense_accuracy, examples) = cut()
-    keep, warnings = choice.keep, choice.warnings + ([probed.doubt] if probed and probed.doubt else [])
-    for text in warnings:
-        on_event({"phase": "warning", "text": text})
-    stages = {"dense": dense_accuracy, "after_cut": accuracy(small, val)[0]}
-    reached = budget.left(size, size.flat(keep))
-    on_event({"phase": "cut", "accuracy": stages["after_cut"], "reached": reached, "masked_vs_cut": error})
-    with staying_closed(small, graph, keep):
-        if recipe.compensate:
-            compensate_(small, parent, graph, keep, images)
-        recalibrate_(small, train)
-        stages["after_recalibration"] = stages["pruned"] = accuracy(small, val)[0]
-        on_event({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
-        if total:
-            steps = range(choice.search_steps, total)
-            hints = hinting(small, parent, hinted(graph), graph.checked(keep)[1]) if recipe.hints else nullcontext()
-            with hints as hint:
-                fit_(
-                    small, batches, recipe, steps=steps, total=total, parent=parent, hint=hint, phase="recover",
-                    on_event=on_event,
-                )  # fmt: skip
-            stages["pruned"] = accuracy(small, val)[0]
-            for text in lost(stages["after_recalibration"], stages["pruned"], examples):
-                warnings.append(text)
-                on_event({"phase": "warning", "text": text})
-    small.eval()
+    with own_random_state(parent), torch.enable_grad():
+        torch.manual_seed(seed)
+        images, batches = calibration(train, parent, torch.device(device))
+        example = images[:2] if example_inputs is None else _moved(example_inputs, device)
+        graph = surgery.trace(parent, example)
+        probed = probe(asked_of) if budget.kind == "speedup" and not round_to else None
+        step = round_to or (probed.multiple if probed else 1)
+        total = max(1, round(epochs * length(train))) if epochs else 0
+        job = Job(parent, graph, example, images, batches, train, val, budget, recipe, asked_of, step, total, on_event)
+        bundled = bundles(graph) if callable(bundles) else bundles
+        cut = _cut(job, attach(parent, graph, gate=gate, bundles=bundled), scores)
+        warnings = cut.choice.warnings + ([probed.doubt] if probed and probed.doubt else [])
+        for text in warnings:
+            on_event({"phase": "warning", "text": text})
+        stages, losses = _recovered(job, cut)
     on_event({"phase": "done", "accuracy": stages["pruned"]})
-
-    dense, left = size.dense, size.of(keep)
+    trained = {
+        "steps": total,
+        "search_steps": cut.choice.search_steps,
+        "frozen_params": sum(p.numel() for p in parent.parameters() if not p.requires_grad),
+        "seed": seed,
+        "device": str(device),
+        "gate": gate if isinstance(gate, str) else type(gate).__name__,
+        **vars(recipe),
+    }
     report = {
-        "accuracy": {**stages, "examples": examples},
-        "macs": {"dense": dense.macs, "pruned": left.macs},
-        "params": {"dense": dense.params, "pruned": left.params},
-        "equivalence": {"masked_vs_cut": error},
-        "budget": choice.budget,
-        "warnings": warnings,
-        "groups": _groups(size, keep),
-        "pinned": [{"where": p.where, "channels": len(p.channels), "reason": p.reason} for p in graph.pinned],
-        "training": {
-            "steps": total,
-            "search_steps": choice.search_steps,
-            "frozen_params": sum(p.numel() for p in parent.parameters() if not p.requires_grad),
-            "seed": seed,
-            "device": str(device),
-            "gate": gate if isinstance(gate, str) else type(gate).__name__,
-            **vars(recipe),
-        },
+        "accuracy": {"dense": cut.dense, **stages, "examples": cut.examples},
+        **_sizes(cut, graph),
+        "equivalence": {"masked_vs_cut": cut.error},
+        "budget": cut.choice.budget,
+        "warnings": warnings + losses,
+        "training": trained,
         "seconds": time.perf_counter() - started,
     }
-    return Result(small, keep, report)
+    return Result(cut.small, cut.choice.keep, report)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is asked of a `compress`, and what was made ready for it. `images` are for calibration, `total` the steps of
+    search and recovery together."""
+
+    parent: nn.Module
+    graph: ChannelGraph
+    example: ExampleInputs
+    images: Tensor
+    batches: Iterator[Any]
+    train: Batches
+    val: Batches
+    budget: Budget
+    recipe: Recipe
+    asked_of: Settings
+    step: int
+    total: int
+    tell: Event
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """`small` before anything was done for its accuracy, and how far it is from the masked network.
+
+    `dense` is the parent's accuracy on `examples`.
+    """
+
+    small: nn.Module
+    size: SizeModel
+    choice: Choice
+    error: float
+    dense: float
+    examples: int
+
+
+def _cut(job: Job, gated: GatedModel, scores: Scores) -> Cut:
+    """The gated and the masked copy are gone when it returns, before the rest is trained."""
+    budget, step = job.budget, job.step
+    with tempfile.TemporaryDirectory() as folder:
+        watch = None
+        if budget.kind == "speedup":
+            watch = stopwatch(
+                job.parent, job.graph, job.example, Path(folder), step=step, settings=job.asked_of, tell=job.tell
+            )
+            gated.size = watch.size
+            watch.require_reachable(budget, step, gated.gate_of)
+        else:
+            require_reachable(budget, gated.size, step, gated.gate_of)
+        score_(gated, job.parent, job.images[:SCORED], scores, budget)
+        dense, examples = accuracy(job.parent, job.val)
+        job.tell({"phase": "dense", "accuracy": dense})
+        network, choice = choose(
+            gated, job.parent, job.batches, budget, job.recipe, round_to=step, total=job.total, watch=watch,
+            tell=job.tell,
+        )
+    small = surgery.cut(network, job.graph, choice.keep)
+    error = surgery.check_equal(surgery.mask(network, job.graph, choice.keep), small, job.example)
+    return Cut(small, gated.size, choice, error, dense, examples)
+
+
+def _recovered(job: Job, cut: Cut) -> tuple[dict[str, float], list[str]]:
+    """Fit and train `cut.small` in place; its accuracy on the way, and warnings."""
+    small, graph, keep, recipe = cut.small, job.graph, cut.choice.keep, job.recipe
+    stages = {"after_cut": accuracy(small, job.val)[0]}
+    reached = job.budget.left(cut.size, cut.size.flat(keep))
+    job.tell({"phase": "cut", "accuracy": stages["after_cut"], "reached": reached, "masked_vs_cut": cut.error})
+    losses = []
+    with staying_closed(small, graph, keep):
+        if recipe.compensate:
+            compensate_(small, job.parent, graph, keep, job.images)
+        recalibrate_(small, job.train)
+        stages["after_recalibration"] = stages["pruned"] = accuracy(small, job.val)[0]
+        job.tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
+        if job.total:
+            known = graph.checked(keep)[1]
+            hints = hinting(small, job.parent, hinted(graph), known) if recipe.hints else nullcontext()
+            with hints as hint:
+                fit_(
+                    small, job.batches, recipe, steps=range(cut.choice.search_steps, job.total), total=job.total,
+                    parent=job.parent, hint=hint, phase="recover", on_event=job.tell,
+                )  # fmt: skip
+            stages["pruned"] = accuracy(small, job.val)[0]
+            losses = lost(stages["after_recalibration"], stages["pruned"], cut.examples)
+            for text in losses:
+                job.tell({"phase": "warning", "text": text})
+    small.eval()
+    return stages, losses
+
+
+def _sizes(cut: Cut, graph: ChannelGraph) -> dict[str, Any]:
+    dense, left = cut.size.dense, cut.size.of(cut.choice.keep)
+    return {
+        "macs": {"dense": dense.macs, "pruned": left.macs},
+        "params": {"dense": dense.params, "pruned": left.params},
+        "groups": _groups(cut.size, cut.choice.keep),
+        "pinned": [{"where": p.where, "channels": len(p.channels), "reason": p.reason} for p in graph.pinned],
+    }
 
 
 def _require_numbers(epochs: float, round_to: int | None) -> None:

@@ -10,6 +10,7 @@ import torch
 import export
 from diffprune import __version__
 from diffprune.budget import Budget
+from diffprune.calibration import length
 from diffprune.card import model_card
 from diffprune.config import Config, portable, to_toml
 from diffprune.errors import BadConfig
@@ -127,7 +128,7 @@ def _train_parent_(prepared: Prepared, config: Config, tell: Event) -> None:
             at="parent_epochs", effect="nothing was started", fix="leave it out, or let parameters require gradients",
         )  # fmt: skip
     train = prepared.data.train
-    total = config.parent_epochs * len(train)
+    total = config.parent_epochs * length(train)
     recipe = Recipe(lr=config.parent_lr, distill=0.0, precision=config.precision)
     fit_(prepared.model, endless(train), recipe, steps=range(total), total=total, phase="parent", on_event=tell)
     prepared.model.eval()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -86,12 +87,15 @@ def _ends(name: str) -> list[int]:
 
 
 def _remember(module: nn.Module, attribute: str, value: int) -> None:
-    """Set an integer, the only entry of a list, or the entry `[i]` of one."""
+    """Set an integer, the only entry of a list, or the entry `[i]` of one. Raises KeyError where none is."""
     attribute, _, index = attribute.removesuffix("]").partition("[")
     was = getattr(module, attribute)
+    entries = list(was) if isinstance(was, tuple | list) else [was]
+    place = int(index or 0)
+    if not isinstance(entries[place], Integral):
+        raise KeyError(f"{attribute} of {type(module).__name__} is no size")
+    entries[place] = value
     if isinstance(was, tuple | list):
-        entries = list(was)
-        entries[int(index or 0)] = value
         setattr(module, attribute, was._make(entries) if hasattr(was, "_make") else type(was)(entries))
     else:
         setattr(module, attribute, value)

@@ -78,7 +78,7 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.M
     try:
         kept = {n: {a: torch.tensor(i) for a, i in axes.items()} for n, axes in receipt.kept.items()}
         small = rebuilt(model, kept, receipt.sizes)
-    except (AttributeError, KeyError, IndexError) as error:
+    except (AttributeError, KeyError, IndexError, ValueError) as error:
         raise _misfit(path, f"the network has no place for the cut: {error}", model) from error
     cut = _persistent(small)
     if cut.keys() != tensors.keys():
@@ -132,6 +132,8 @@ def _receipt(text: str) -> Receipt:
         plan, sizes = record["tensors"], {str(name): int(n) for name, n in record["sizes"].items()}
         shapes = {str(name): tuple(int(n) for n in entry["shape"]) for name, entry in plan.items()}
         kept = {n: {int(a): tuple(int(i) for i in index) for a, index in plan[n]["kept"].items()} for n in shapes}
+        if least := [name for name, n in sizes.items() if n < 1]:
+            raise ValueError(f"the size {least[0]}")
         for name, axes in kept.items():
             for axis, index in axes.items():
                 inside = range(shapes[name][axis])

@@ -12,6 +12,8 @@ from diffprune.errors import BadData
 from diffprune.feeding import ending
 from diffprune.importing import called, imported
 
+AGAIN = "return an iterable, such as a torch DataLoader, that gives the batches anew each time it is iterated"
+
 
 def from_user(spec: str, image_size: int | None) -> Data:
     given = called(spec, imported(spec, BadData), BadData)
@@ -42,17 +44,19 @@ def _plain(given: Data, at: str) -> Data:
     except (TypeError, ValueError) as error:
         fact = f"input_shape {given.input_shape}, mean {given.mean} or std {given.std} are not numbers, one per channel"
         raise bad_data(fact, at, "give (C, H, W), and C numbers each") from error
+    for batches, kind in ((given.train, "training"), (given.val, "validation")):
+        if isinstance(batches, Iterator) or next(iter(batches), None) is None:
+            raise bad_data(f"there are no {kind} batches, or only once", at, AGAIN)
     shape, labels = (channels, height, width), tuple(map(str, given.labels))
     return replace(given, labels=labels, input_shape=shape, mean=mean, std=std)
 
 
 def _checked(given: Any, at: str) -> tuple[Batches, tuple[int, int, int], int]:
     """The user's batches, their (C, H, W) and the highest label, from one whole pass."""
-    fix = "return an iterable, such as a torch DataLoader, that gives the batches anew each time it is iterated"
     if not isinstance(given, Iterable):
-        raise bad_data(f"{type(given).__name__} is not a series of batches", at, fix)
+        raise bad_data(f"{type(given).__name__} is not a series of batches", at, AGAIN)
     if isinstance(given, Iterator):
-        raise bad_data(f"{type(given).__name__} can be iterated only once", at, fix)
+        raise bad_data(f"{type(given).__name__} can be iterated only once", at, AGAIN)
     examples = batches = highest = 0
     shape: tuple[int, ...] | None = None
     for batch in ending(given):
@@ -62,7 +66,7 @@ def _checked(given: Any, at: str) -> tuple[Batches, tuple[int, int, int], int]:
         shape = tuple(images.shape[1:])
         examples, batches, highest = examples + len(labels), batches + 1, max(highest, int(labels.max()))
     if shape is None:
-        raise bad_data("there are no batches", at, fix)
+        raise bad_data("there are no batches", at, AGAIN)
 
     def start() -> Iterator[tuple[Tensor, Tensor]]:
         return (_pair(batch, at) for batch in given)

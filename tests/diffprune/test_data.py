@@ -396,6 +396,8 @@ def numpys():
     return Data(ready().train, ready().val, [0, 1], torch.Size((3, 8, 8)), half, torch.from_numpy(half))
 def flat():
     return Data(ready().train, ready().val, ("a", "b"), (8, 8), 0.5, 0.5)
+def empty(): return Data(side(2), side(0), ("a", "b"), (3, 8, 8), (0.0,) * 3, (1.0,) * 3)
+def spent(): return Data(side(2), iter(side(2)), ("a", "b"), (3, 8, 8), (0.0,) * 3, (1.0,) * 3)
 def once(): return iter(side(3)), side(2)
 def one(): return side(3)
 def nothing(): return side(0), side(2)
@@ -437,6 +439,8 @@ def test_the_users_batches(user: str) -> None:
     ("name", "fact"),
     [
         ("once", "list_iterator can be iterated only once"),
+        ("empty", "there are no validation batches, or only once"),
+        ("spent", "there are no validation batches, or only once"),
         ("flat", r"input_shape \(8, 8\), mean 0.5 or std 0.5 are not numbers, one per channel"),
         ("one", r"the function returned list, not \(train, val\)"),
         ("nothing", "there are no batches"),

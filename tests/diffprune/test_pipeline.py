@@ -79,6 +79,15 @@ def val() -> Batches:
     return batched(240, 1)
 
 
+def test_the_random_state_of_the_caller_is_left_alone_and_no_grad_is_no_hindrance(train: Batches, val: Batches) -> None:
+    model, before = Small().eval(), torch.get_rng_state()
+    with torch.no_grad():
+        result = compress(model, train, val, budget=Budget(macs=0.5), epochs=0.25)
+        assert not torch.is_grad_enabled()
+    assert result.report["training"]["steps"] == 2
+    assert torch.equal(before, torch.get_rng_state())
+
+
 @pytest.fixture(scope="module")
 def parent(train: Batches) -> nn.Module:
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,26 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         )
     },
 }
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ({"a.weight": 3}, "weight of Conv2d is no size"),
+        ({"a.forward": 7}, "forward of Conv2d is no size"),
+        ({"a.padding[x]": 1}, "the network has no place for the cut"),
+        ({"a.padding[7]": 1}, "the network has no place for the cut"),
+        ({"a.groups": 0}, r"the record of the cut is damaged \(the size a.groups\)"),
+    ],
+    ids=str,
+)
+def test_a_size_that_is_none_is_refused(size: dict[str, int], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "small.safetensors"
+    small, _ = small_network("residual")
+    setattr(small, RECEIPT, replace(getattr(small, RECEIPT), sizes=size))
+    surgery.save(small, file)
+    with pytest.raises(surgery.BadFile, match=message):
+        surgery.load(file, Residual)
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED.keys())
