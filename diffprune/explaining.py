@@ -85,13 +85,14 @@ def explain_lines(folder: Path, *, threads: int | None = None, batch: int | None
         yield f"{ms:.3f} ms of the dense file are in layers that the pruned one does not have: {names}"
         yield ""
     yield _others(dense_rest, pruned_rest)
-    best = sum(roofline.ms(layer) for layer in pruned) / sum(layer.ms for layer in pruned)
     yield ""
-    yield (
-        f"all layers of the pruned file run at {100 * best:.0f} % of the roofline: {2 * roofline.macs / 1e6:.0f} "
-        f"GFLOP/s, {roofline.copies[0][1] / 1e6:.0f} GB/s in the caches and {roofline.copies[-1][1] / 1e6:.0f} GB/s in "
-        f"memory, the fastest seen here with {threads} thread{'s' * (threads > 1)}"
-    )
+    if pruned:
+        best = sum(roofline.ms(layer) for layer in pruned) / sum(layer.ms for layer in pruned)
+        yield (
+            f"all layers of the pruned file run at {100 * best:.0f} % of the roofline: {2 * roofline.macs / 1e6:.0f} "
+            f"GFLOP/s, {roofline.copies[0][1] / 1e6:.0f} GB/s in the caches and {roofline.copies[-1][1] / 1e6:.0f} "
+            f"GB/s in memory, the fastest seen here with {threads} thread{'s' * (threads > 1)}"
+        )
     yield "the fastest of 20 profiled runs each; for the speed-up itself see report.html or `diffprune bench`"
 
 

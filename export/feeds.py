@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.errors import CannotMeasure
+from export.errors import BadOnnx, CannotMeasure
 from export.settings import at_least_one
 
 Feed = dict[str, npt.NDArray[Any]]
@@ -119,6 +119,18 @@ def runner(session: Any, feed: Feed, *, device: str) -> Callable[[], object]:
         binding.synchronize_outputs()
 
     return run
+
+
+def tried(run: Callable[[], object], path: Path, specs: Sequence[InputSpec]) -> None:
+    """Run a file once. Raises BadOnnx if it does not run on inputs of the shapes it declares."""
+    try:
+        run()
+    except Exception as error:
+        raise BadOnnx(
+            f"onnxruntime cannot run the file: {' '.join(str(error).split())}",
+            at=f"{path} with {', '.join(map(str, specs))}", effect="nothing was measured",
+            fix="export the network again; export.to_onnx tries several batch sizes before it hands out a file",
+        ) from error
 
 
 def _shape(name: str, declared: Axes, asked: Axes, path: Path) -> tuple[int, ...]:

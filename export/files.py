@@ -6,8 +6,8 @@ from pathlib import Path
 from onnx import TensorProto
 
 from export.candidates import Candidate
-from export.errors import BadOnnx, CannotMeasure
-from export.feeds import Shapes, input_specs, random_feed, runner
+from export.errors import CannotMeasure
+from export.feeds import Shapes, input_specs, random_feed, runner, tried
 from export.sessions import open_session, read_model, stored_tensors
 from export.settings import Settings
 
@@ -31,14 +31,7 @@ def file_candidate(path: Path, settings: Settings, shapes: Shapes | None) -> Can
     specs = input_specs(session, batch=settings.batch, path=path, shapes=shapes)
     precision = _precision(path, settings.precision)
     run = runner(session, random_feed(specs, seed=settings.seed), device=settings.device)
-    try:
-        run()
-    except Exception as error:
-        raise BadOnnx(
-            f"onnxruntime cannot run the file: {' '.join(str(error).split())}",
-            at=f"{path} with {', '.join(map(str, specs))}", effect="nothing was measured",
-            fix="export the network again; export.to_onnx tries several batch sizes before it hands out a file",
-        ) from error
+    tried(run, path, specs)
     return Candidate(run, specs, precision)
 
 

@@ -94,7 +94,7 @@ def in_torch(kind: LayerKind, pairs: Sequence[Widths], settings: Settings) -> It
 
 
 def _alone(kind: LayerKind, widths: Widths, settings: Settings) -> float:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # both are made on the CPU
         layer, x = single_layer(kind, widths, settings.batch)
     return _fastest(network_candidate(InARow(layer), x, replace(settings, batch=len(x))), settings) / IN_A_ROW
 

@@ -103,7 +103,8 @@ def _measured(kind: LayerKind, pairs: Sequence[Widths], threads: int, batch: int
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layers.onnx"
         onnx.save(side_by_side(kind, pairs, batch), str(path))
-        times = {time.layer: time.ms for time in profile(path, threads=threads, batch=batch, runs=RUNS)}
+        first = _input_shape(kind, 1, batch)[0]
+        times = {time.layer: time.ms for time in profile(path, threads=threads, batch=first, runs=RUNS)}
     missing = [widths for widths in pairs if _name(widths) not in times]
     if missing:
         raise BadOnnx(
@@ -138,7 +139,7 @@ def side_by_side(kind: LayerKind, pairs: Sequence[Widths], batch: int) -> onnx.M
 
 
 def _input_shape(kind: LayerKind, width: int, batch: int) -> tuple[int, ...]:
-    return (batch, kind.positions[0] // batch, width) if kind.op == "MatMul" else (batch, width, *kind.positions)
+    return (kind.positions[0], width) if kind.op == "MatMul" else (batch, width, *kind.positions)
 
 
 def _name(widths: Widths) -> str:

@@ -6,9 +6,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-_made_anew: Any = ONNXRegistry.from_torchlib
+try:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+except ImportError:  # it is torch's own affair; without it exports take longer
+    Registry: Any = None
+else:
+    Registry = ONNXRegistry
+    _original = vars(ONNXRegistry)["from_torchlib"]
+    _made_anew: Any = ONNXRegistry.from_torchlib
 
 
 @contextmanager
@@ -18,20 +24,21 @@ def operators_once() -> Iterator[None]:
     It reads and translates the source of some 500 functions of onnxscript for its table. That comes out the same
     until torch knows other operators, such as torchvision's.
     """
-    replaceable: Any = ONNXRegistry
-    before = vars(replaceable)["from_torchlib"]
-    replaceable.from_torchlib = staticmethod(_known)
+    if Registry is None:
+        yield
+        return
+    Registry.from_torchlib = staticmethod(_known)
     try:
         yield
     finally:
-        replaceable.from_torchlib = before
+        Registry.from_torchlib = _original  # also where two exports overlap
 
 
-def _known(opset_version: int) -> Any:
-    return _table(opset_version, len(torch._C._dispatch_get_all_op_names()))
+def _known(*given: Any, **named: Any) -> Any:
+    return _table(len(torch._C._dispatch_get_all_op_names()), *given, **named)
 
 
 @cache
-def _table(opset_version: int, operators: int) -> Any:
+def _table(operators: int, *given: Any, **named: Any) -> Any:
     """For the time in which torch knows so many operators."""
-    return _made_anew(opset_version=opset_version)
+    return _made_anew(*given, **named)

@@ -67,7 +67,7 @@ def _files(widths: Sequence[int], settings: Settings) -> Iterator[list[Candidate
 @contextmanager
 def _networks(widths: Sequence[int], settings: Settings) -> Iterator[list[Candidate]]:
     with torch_as_asked(settings):
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # all of which a seed reaches
             torch.manual_seed(settings.seed)
             stacks = [(_network(width), torch.randn(1, width, SIDE, SIDE)) for width in widths]
         yield [network_candidate(network, image, settings) for network, image in stacks]

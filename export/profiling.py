@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from export.feeds import input_specs, random_feed
+from export.feeds import input_specs, random_feed, runner, tried
 from export.sessions import open_session, read_model
 
 MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -64,9 +64,11 @@ def _events(path: Path, threads: int, batch: int, runs: int) -> list[dict[str, A
     """One event per node and run, in order."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, threads=threads, profile_to=Path(folder))
-        feed = random_feed(input_specs(session, batch=batch, path=path), seed=0)
-        for _ in range(runs):
-            session.run(None, feed)
+        specs = input_specs(session, batch=batch, path=path)
+        run = runner(session, random_feed(specs, seed=0), device="cpu")
+        tried(run, path, specs)
+        for _ in range(runs - 1):
+            run()
         events = json.loads(Path(session.end_profiling()).read_text())
     return [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
 

@@ -33,6 +33,7 @@ def gate_norm_(norm: nn.Module, open_: Tensor) -> None:
 
     The class becomes a subclass of what it was; names of parameters stay.
     """
+    own = next(norm.parameters(), open_)  # the parts of a network may lie on several devices
     plain = type(norm)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +41,7 @@ def gate_norm_(norm: nn.Module, open_: Tensor) -> None:
             return plain.forward(self, *args, **kwargs)
 
     norm.__class__ = type(f"Gated{plain.__name__}", (plain,), {"forward": forward, "plain": plain})
-    norm.register_buffer(OPEN, open_, persistent=False)
+    norm.register_buffer(OPEN, open_.to(own.device), persistent=False)
     norm.register_forward_hook(_no_fast_path)
 
 

@@ -77,6 +77,12 @@ def test_every_layer_of_a_run_is_explained(tmp_path: Path, capsys: pytest.Captur
         list(explain_lines(tmp_path))
 
 
+def test_files_without_layers_are_explained_too(tmp_path: Path) -> None:
+    for name in ("dense.onnx", "pruned.onnx"):
+        export.to_onnx(nn.Sequential(nn.AvgPool2d(2), nn.ReLU()), torch.randn(2, 3, 8, 8), tmp_path / name)
+    assert "roofline" not in "".join(line for line in explain_lines(tmp_path) if isinstance(line, str))
+
+
 def test_layers_are_paired_by_name_whatever_their_order() -> None:
     other = replace(DENSE, weight="other.weight")
     rows = explained([DENSE, other], [replace(other, ms=0.6), replace(DENSE, ms=0.4)], ROOF, 16)

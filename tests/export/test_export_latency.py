@@ -80,3 +80,5 @@ def test_a_file_that_loads_but_does_not_run_is_refused(files, tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
     with pytest.raises(export.BadOnnx, match="cannot run the file"):
         export.measure(tmp_path / "m.onnx", seconds=0.1)
+    with pytest.raises(export.BadOnnx, match="cannot run the file"):
+        export.layers_of(tmp_path / "m.onnx")

@@ -1,6 +1,7 @@
 """The table of layers: measured as they are in the network, remembered, and resumed."""
 
 import json
+import math
 from pathlib import Path
 
 import onnx
@@ -26,11 +27,20 @@ def test_a_layer_measured_alone_computes_what_it_does_in_the_network(tmp_path: P
     for layer in layers:
         alone = onnx.shape_inference.infer_shapes(module.side_by_side(layer.kind, [layer.widths], 2), strict_mode=True)
         shape = tuple(d.dim_value for d in alone.graph.output[0].type.tensor_type.shape.dim)
-        assert shape == (layer.output if len(layer.output) > 2 else (2, 1, 5)), layer.weight
+        rows = layer.kind.op == "MatMul"
+        assert shape == ((math.prod(layer.output[:-1]), layer.output[-1]) if rows else layer.output), layer.weight
     wanted = {layer.kind: [layer.widths] for layer in layers}
     table = export.layer_table(wanted, export.Settings(batch=2), folder=tmp_path)
     assert set(table) == {(layer.kind, layer.widths) for layer in layers}
     assert min(table.values()) > 0
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8])
+def test_a_product_has_all_its_rows_whatever_the_batch(rows: int, tmp_path: Path) -> None:
+    kind = LayerKind("MatMul", (), (), 1, (rows,))
+    (shape,) = (value.type.tensor_type.shape for value in module.side_by_side(kind, [(64, 10)], 4).graph.input)
+    assert [axis.dim_value for axis in shape.dim] == [rows, 64]
+    assert export.layer_table({kind: [(64, 10)]}, export.Settings(batch=4), folder=tmp_path)[kind, (64, 10)] > 0
 
 
 @pytest.mark.parametrize("width", [4, 49])

@@ -32,6 +32,21 @@ def test_outside_the_exporter_is_as_torch_left_it() -> None:
     assert vars(ONNXRegistry)["from_torchlib"] is original
 
 
+def test_two_exports_that_overlap_leave_it_so_too() -> None:
+    first, second = operators.operators_once(), operators.operators_once()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert vars(ONNXRegistry)["from_torchlib"] is original
+
+
+def test_a_torch_that_keeps_it_elsewhere_exports_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "Registry", None)
+    export.to_onnx(nn.Linear(2, 2).eval(), torch.randn(2, 2), tmp_path / "linear.onnx")
+    assert vars(ONNXRegistry)["from_torchlib"] is original
+
+
 def test_an_operator_that_torch_learns_later_is_known() -> None:
     with operators.operators_once():
         before = ONNXRegistry.from_torchlib(opset_version=18)

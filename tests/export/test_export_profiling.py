@@ -34,13 +34,12 @@ def test_every_layer_of_the_file_is_found_once_with_its_shapes(kinds: export.Onn
     layers, rest = export.layers_of(kinds.path, batch=2)
     found = {layer.weight: layer for layer in layers}
     assert len(found) == len(layers) == 6
-    assert {name: layer.widths for name, layer in found.items() if name.endswith("weight")} == {
+    assert {name: layer.widths for name, layer in found.items()} == {
         "stem.weight": (3, 16), "grouped.weight": (16, 32), "depthwise.weight": (32, 32), "up.weight": (32, 8),
-        "head.weight": (24, 5),
+        "tokens.weight": (8, 24), "head.weight": (24, 5),
     }  # fmt: skip
     assert (found["grouped.weight"].kind.groups, found["depthwise.weight"].kind.groups) == (4, 0)
-    tokens = next(layer for name, layer in found.items() if not name.endswith("weight"))
-    assert (tokens.widths, tokens.kind.positions, tokens.output) == ((8, 24), (512,), (2, 256, 24))
+    assert (found["tokens.weight"].kind.positions, found["tokens.weight"].output) == ((512,), (2, 256, 24))
     assert found["stem.weight"].output == (2, 16, 8, 8)
     assert all(node.layer is None and node.ms >= 0 for node in rest)
 
