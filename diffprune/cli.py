@@ -244,9 +244,9 @@ def export(
         raise bad_option("one of --mean and --std is missing", "give both, or neither")
     require_folder(output, "--output")
     names = lines_of(labels, "--labels") if labels else None
-    from diffprune.exporting import about, export_saved
+    from diffprune.exporting import export_saved
     from diffprune.models import load_model
-    from diffprune.pruned import Origin
+    from diffprune.pruned import Origin, about
     from export import Preprocessing
 
     inside = None if mean is None else Preprocessing(*pixels)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 import export
 from diffprune.config import load_config
-from diffprune.errors import BadRun
+from diffprune.runfolder import require_files
 from diffprune.tables import add_row, table
 from export import NodeTime, Roofline, TimedLayer
 
@@ -67,7 +67,8 @@ def explain_lines(folder: Path, *, threads: int | None = None, batch: int | None
 
     Raises BadRun if the folder lacks one of the two files.
     """
-    files, stored = _files(folder), folder / "config.toml"
+    require_files(folder, ("dense.onnx", "pruned.onnx"))
+    files, stored = (folder / "dense.onnx", folder / "pruned.onnx"), folder / "config.toml"
     config = load_config(stored) if stored.is_file() else None
     threads = threads or (config.threads if config else 1)
     batch = batch or (config.latency_batch if config else 1)
@@ -94,18 +95,6 @@ def explain_lines(folder: Path, *, threads: int | None = None, batch: int | None
             f"GB/s in memory, the fastest seen here with {threads} thread{'s' * (threads > 1)}"
         )
     yield "the fastest of 20 profiled runs each; for the speed-up itself see report.html or `diffprune bench`"
-
-
-def _files(folder: Path) -> list[Path]:
-    files = [folder / "dense.onnx", folder / "pruned.onnx"]
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise BadRun(
-            f"there is no {missing[0]}",
-            at=str(folder),
-            effect="nothing was explained",
-            fix="give the folder of a finished run of `diffprune compress`",
-        )
-    return files
 
 
 def _pairs(rows: Iterable[Explained]) -> Table:

@@ -1,6 +1,5 @@
 """A saved network as ONNX files, with a card and a manifest beside them."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,9 +10,9 @@ from torch import nn
 import surgery
 from diffprune.card import export_card
 from diffprune.manifest import write_listing
-from diffprune.pruned import STATIC, Origin, require_same_bytes
+from diffprune.pruned import Origin, require_same_bytes, write_files
 from diffprune.runfolder import write_atomically
-from export import OnnxFile, Preprocessing, static_twin, to_onnx
+from export import OnnxFile, Preprocessing
 from export.drafts import hidden, sha256_of
 
 FORMAT = "diffprune-export-1"
@@ -53,19 +52,10 @@ def export_saved(
         NotExportable, ParityFailed: as `export.to_onnx`.
     """
 
-    def written(folder: Path) -> list[OnnxFile]:
+    def written(folder: Path) -> tuple[OnnxFile, ...]:
         network = surgery.load(saved, factory)
-        first = folder / output.name
-        files = [
-            to_onnx(
-                network, origin.example, first, metadata=origin.metadata, labels=origin.labels, opset=opset,
-                preprocessing=preprocessing,
-            )
-        ]  # fmt: skip
-        if twin:
-            other = first.with_stem(first.stem + STATIC)
-            files.append(static_twin(first, other, network, origin.example, preprocessing=preprocessing))
-        return files
+        files = write_files(folder, network, {output.name: preprocessing}, origin, twins=twin, opset=opset)
+        return tuple(files.values())
 
     with hidden(output) as folder, hidden(output) as other:
         files = written(folder)
@@ -83,9 +73,3 @@ def export_saved(
     }  # fmt: skip
     write_listing(manifest, body, [*(output.with_name(name) for name in names), card])
     return Shipment(shipped, card, manifest)
-
-
-def about(model: str, weights: str | None, license: str, shape: tuple[int, ...]) -> dict[str, str]:
-    """What the files say of themselves."""
-    named = {"base_weights": weights} if weights else {}
-    return {"source_model": model, "base_model": model, **named, "license": license, "input_shape": json.dumps(shape)}

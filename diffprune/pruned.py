@@ -49,35 +49,55 @@ class Origin:
         return "mean" in self.metadata and normalised(self.preprocessing.mean, self.preprocessing.std)
 
 
+def about(model: str, weights: str | None, license: str, shape: tuple[int, ...]) -> dict[str, str]:
+    """What every file says of itself."""
+    named = {"base_weights": weights} if weights else {}
+    return {"source_model": model, "base_model": model, **named, "license": license, "input_shape": json.dumps(shape)}
+
+
 def normalised(mean: Sequence[float], std: Sequence[float]) -> bool:
     """Whether the data says how pixels became what the network takes: with 0 and 1 it was given as it is."""
     return any(mean) or set(std) != {1}
 
 
-def variants(config: Config, origin: Origin) -> dict[str, export.Preprocessing | None]:
-    """The files that the settings ask for, by stem, and what is baked into each."""
-    baked = {"pruned": None, **({"pruned-uint8": origin.preprocessing} if config.preprocessing else {})}
-    endings = ("", STATIC) if config.static_twin else ("",)
-    return {name + ending: inside for name, inside in baked.items() for ending in endings}
+def baked(config: Config, origin: Origin) -> dict[str, export.Preprocessing | None]:
+    """The files that the settings ask for, by name, and what is baked into each; twins lie beside them."""
+    return {"pruned.onnx": None, **({"pruned-uint8.onnx": origin.preprocessing} if config.preprocessing else {})}
+
+
+def twin_of(path: Path) -> Path:
+    return path.with_stem(path.stem + STATIC)
+
+
+def write_files(
+    folder: Path,
+    network: nn.Module,
+    wanted: Mapping[str, export.Preprocessing | None],
+    origin: Origin,
+    *,
+    twins: bool,
+    opset: int = 18,
+) -> dict[str, export.OnnxFile]:
+    """A file for each name `wanted`, with what is baked into it, and with `twins` one of a fixed batch of 1 beside it.
+
+    By stem. Each has computed what the network computes.
+    """
+    files = {}
+    for name, inside in wanted.items():
+        path = folder / name
+        files[path.stem] = export.to_onnx(
+            network, origin.example, path, metadata=origin.metadata, labels=origin.labels, opset=opset,
+            preprocessing=inside,
+        )  # fmt: skip
+        if twins:
+            other = twin_of(path)
+            files[other.stem] = export.static_twin(path, other, network, origin.example, preprocessing=inside)
+    return files
 
 
 def write_pruned(folder: Path, network: nn.Module, config: Config, origin: Origin) -> dict[str, export.OnnxFile]:
-    """The pruned network as the settings ask for it; each file has computed what the network computes."""
-    files: dict[str, export.OnnxFile] = {}
-    for name, inside in variants(config, origin).items():
-        path, source = folder / f"{name}.onnx", name.removesuffix(STATIC)
-        if name == source:
-            files[name] = export.to_onnx(
-                network,
-                origin.example,
-                path,
-                metadata=origin.metadata,
-                labels=origin.labels,
-                preprocessing=inside,
-            )
-        else:
-            files[name] = export.static_twin(files[source].path, path, network, origin.example, preprocessing=inside)
-    return files
+    """The pruned network as the settings ask for it."""
+    return write_files(folder, network, baked(config, origin), origin, twins=config.static_twin)
 
 
 def reloaded(folder: Path, config: Config, origin: Origin) -> nn.Module:

@@ -19,7 +19,7 @@ from diffprune.data import Batches, Data, load_data
 from diffprune.errors import BadConfig, BadData, BadRun
 from diffprune.manifest import NAME, list_too, read_manifest
 from diffprune.quantized import warnings
-from diffprune.runfolder import as_json, write_atomically
+from diffprune.runfolder import as_json, require_files, write_atomically
 from diffprune.training import Event
 from export.recipes import TARGETS
 from export.sessions import read_model
@@ -45,8 +45,8 @@ def quantize_run(
 ) -> dict[str, Any]:
     """Everything `diffprune quantize` does: RUN/pruned-PRECISION.onnx and a .json beside it, whose content is returned.
 
-    Calibrated with training images as they are, without augmentation; judged on the held-out ones. Both files come into
-    place when all is measured, and take the place of older ones.
+    Calibrated with training images as they are, without augmentation; judged on the held-out ones. When all is measured
+    the files take the places of older ones, one after the other, and the manifest lists them.
 
     Args:
         folder: what `run` has written.
@@ -60,7 +60,8 @@ def quantize_run(
         NotQuantizable, BadOnnx: as `export.quantize`.
     """
     _require_known(precision, target)
-    config = _config(folder)
+    require_files(folder, NEEDED)
+    config = load_config(folder / "config.toml")
     if (folder / NAME).is_file():
         read_manifest(folder)  # a damaged one is found now, not when all is measured
     loaded = load_data(
@@ -74,30 +75,18 @@ def quantize_run(
             fix="copy the run into a folder of yours, or make this one yours",
         )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder, prefix=".quantize-") as drafts:
+        files = {"dense": folder / "dense.onnx", "pruned": folder / "pruned.onnx"}
         draft = Path(drafts) / f"{name}.onnx"
         on_event({"phase": "calibrate"})
         images = list(_images(loaded.train))
         if precision == "int8":
-            small = export.quantize(folder / "pruned.onnx", draft, images, target=target or "x86")
+            small = export.quantize(files["pruned"], draft, images, target=target or "x86")
         else:
-            small = export.to_fp16(folder / "pruned.onnx", draft, images)
-        files = {"dense": folder / "dense.onnx", "pruned": folder / "pruned.onnx", precision: draft}
-        on_event({"phase": "validate"})
-        judged = _judged(files, precision, loaded.val, config.threads)
-        on_event({"phase": "compare"})
-        compared = {
-            f"{one}_{other}": shipping.measured_pair(files[one], files[other], config)
-            for one, other in (("dense", "pruned"), ("dense", precision), ("pruned", precision))
-        }
-        report = {
-            **small.as_dict(),
-            "file_bytes": {key: file.stat().st_size for key, file in files.items()},
-            **judged,
-            "latency": {key: found.as_dict() for key, found in compared.items()},
-        }
+            small = export.to_fp16(files["pruned"], draft, images)
+        report = small.as_dict() | _measured(files | {precision: draft}, precision, loaded.val, config, on_event)
         report["warnings"] = list(warnings(report))
         text = write_atomically(Path(drafts) / f"{name}.json", as_json(report))
-        for file in (draft, text):
+        for file in (text, draft):
             os.replace(file, folder / file.name)
     if (folder / NAME).is_file():
         list_too(folder, (draft.name, text.name))
@@ -114,18 +103,6 @@ def _require_known(precision: str, target: str | None) -> None:
 
 def _bad_option(fact: str, fix: str) -> BadConfig:
     return BadConfig(fact, at="quantize", effect="nothing was started", fix=fix)
-
-
-def _config(folder: Path) -> Config:
-    absent = [name for name in NEEDED if not (folder / name).is_file()]
-    if absent:
-        raise BadRun(
-            f"the folder has no {', '.join(absent)}" if folder.is_dir() else "there is no such folder",
-            at=str(folder),
-            effect="nothing was started",
-            fix="give the output folder of a finished diffprune compress or demo",
-        )
-    return load_config(folder / "config.toml")
 
 
 def _unlike(said: str, value: list[Any]) -> bool:
@@ -156,6 +133,20 @@ def _images(train: Batches) -> Iterator[Tensor]:
         left -= len(images)
         if left <= 0:
             return
+
+
+def _measured(
+    files: dict[str, Path], precision: str, val: Batches, config: Config, on_event: Event
+) -> dict[str, Any]:
+    """Size, accuracy and fidelity of the files, and the latency of each against the others."""
+    on_event({"phase": "validate"})
+    judged = _judged(files, precision, val, config.threads)
+    on_event({"phase": "compare"})
+    compared = {
+        f"{one}_{other}": shipping.measured_pair(files[one], files[other], config).as_dict()
+        for one, other in (("dense", "pruned"), ("dense", precision), ("pruned", precision))
+    }
+    return {"file_bytes": {key: file.stat().st_size for key, file in files.items()}, **judged, "latency": compared}
 
 
 def _judged(files: dict[str, Path], precision: str, val: Batches, threads: int) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
+from diffprune.progress import STAGES
 from diffprune.tables import add_row, table
 
-PHASES = {"parent": "training the dense parent", "search": "searching", "recover": "recovering"}
 POINTS = 300  # more than this cannot be told apart in the curve
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 300, 52, 52, 26, 40  # of the curve, in its own units
 
@@ -194,7 +194,7 @@ def curve(points: Sequence[Mapping[str, Any]]) -> Curve | None:
     lines, phases, begin = [], [], 0.0
     for name, part in stretches:
         end = part[-1]["step"]
-        phases.append(Phase(name, PHASES.get(name, name), across(begin), across(end) - across(begin)))
+        phases.append(Phase(name, STAGES.get(name, name), across(begin), across(end) - across(begin)))
         begin = end
         for key, scale in (("loss", top), ("macs", 1.0), ("accuracy", 1.0)):
             places = [f"{across(point['step'])},{up(point[key] / scale)}" for point in part if key in point]

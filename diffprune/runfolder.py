@@ -6,11 +6,12 @@ import math
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from diffprune.errors import OutputExists
+from diffprune.errors import BadRun, OutputExists
 
 
 class RunFolder:
@@ -162,3 +163,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def require_files(folder: Path, names: Iterable[str]) -> None:
+    """Raise BadRun unless the folder of a run has files of these names."""
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise BadRun(
+            f"the folder has no {', '.join(absent)}" if folder.is_dir() else "there is no such folder",
+            at=str(folder), effect="nothing was started",
+            fix="give the output folder of a finished diffprune compress or demo",
+        )  # fmt: skip

@@ -14,7 +14,7 @@ from diffprune.config import Config, portable
 from diffprune.errors import NotReproducible
 from diffprune.pipeline import Result
 from diffprune.preparation import Prepared, target_of
-from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, write_pruned
+from diffprune.pruned import SAVED, Origin, about, reloaded, require_reproducible, write_pruned
 from export.drafts import sha256_of
 
 LATENCY_FILES = {"cpu": "latency.json", "cuda": "latency-cuda.json"}
@@ -33,17 +33,11 @@ def save_dense(model: nn.Module, path: Path) -> None:
 def origin_of(config: Config, prepared: Prepared, result: Result) -> Origin:
     """What the files of a run say of themselves, and what it takes to write them again."""
     data = prepared.data
-    weights = portable(config).weights
     kept = {name: [int(flags.sum()), flags.numel()] for name, flags in result.keep.items()}
-    metadata = {
-        "source_model": config.model,
-        "base_model": config.model,
-        **({"base_weights": weights} if weights else {}),
-        "license": config.license,
+    metadata = about(config.model, portable(config).weights, config.license, data.input_shape) | {
         "data": config.data.partition(":")[0],
         "mean": json.dumps(data.mean),
         "std": json.dumps(data.std),
-        "input_shape": json.dumps(data.input_shape),
         "seed": str(config.seed),
         "kept": json.dumps(kept),
     }

@@ -15,7 +15,7 @@ import export
 from diffprune.config import Config
 from diffprune.errors import NotVerified
 from diffprune.manifest import Manifest, read_manifest, versions
-from diffprune.pruned import SAVED, Origin, reloaded, require_reproducible, variants
+from diffprune.pruned import SAVED, Origin, baked, reloaded, require_reproducible, twin_of
 from diffprune.shipping import LATENCY_FILES, measured, measured_networks
 from diffprune.stored import TRAINED, dense_of, load_run
 from export.drafts import sha256_of
@@ -57,9 +57,9 @@ def verify(run: str | Path) -> Iterator[Check]:
         yield Check("network", f"{SAVED} fits {config.model}")
         if (folder / TRAINED).is_file():
             yield _check("parity, dense.onnx", partial(_dense_parity, folder, config, origin))
-        for name, inside in variants(config, origin).items():
-            file = folder / f"{name}.onnx"
-            yield _check(f"parity, {file.name}", partial(_parity, file, network, origin, inside))
+        for name, inside in baked(config, origin).items():
+            for file in (folder / name, *([twin_of(folder / name)] if config.static_twin else [])):
+                yield _check(f"parity, {file.name}", partial(_parity, file, network, origin, inside))
         yield _check("written again", partial(_again, network, manifest))
     for device in ("cpu", "cuda") if config.latency_device == "cuda" else ("cpu",):
         where = "" if device == "cpu" else f", {device}"

@@ -73,7 +73,7 @@ def test_every_layer_of_a_run_is_explained(tmp_path: Path, capsys: pytest.Captur
     for row in ("3 > 48", "3 > 16", "48 > 64", "16 > 16", "64 > 5", "16 > 5", "ReduceMean", "% of the roofline"):
         assert row in text, row
     (tmp_path / "pruned.onnx").unlink()
-    with pytest.raises(BadRun, match=r"there is no pruned\.onnx"):
+    with pytest.raises(BadRun, match=r"the folder has no pruned\.onnx"):
         list(explain_lines(tmp_path))
 
 
