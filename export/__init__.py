@@ -16,7 +16,6 @@ from export.errors import (
 from export.finishing import Quantized
 from export.latency import Latency
 from export.layer_kinds import LayerKind, TimedLayer, Widths
-from export.layer_networks import network_layers
 from export.layer_table import cache_folder, layer_table
 from export.layers import layers_of
 from export.machine import Machine, this_machine
@@ -31,6 +30,7 @@ from export.roofline import Roofline, measure_roofline
 from export.settings import Settings
 from export.statistics import Interval
 from export.tensors import Examples
+from export.torch_layers import network_layers
 from export.twins import static_twin
 from export.writing import for_timing, to_onnx
 

@@ -1,20 +1,18 @@
 """`compare`: is the small file faster than the dense one, and by how much? `compare_networks`: the same in torch."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from export.candidates import Candidate
-from export.clocks import clock_for
 from export.errors import BadOnnx
 from export.feeds import InputSpec, Shapes
 from export.files import file_candidate
-from export.latency import UNSTEADY, Latency, environment_warnings, noise_warnings, summarise
-from export.machine import Machine, load_average, this_machine
+from export.latency import UNSTEADY, Latency, noise_warnings, summarise, timed
+from export.machine import Machine
 from export.networks import network_candidate, torch_as_asked
-from export.rounds import run_rounds
 from export.settings import Settings
 from export.statistics import NOISY, Interval, ratio_interval, unsteadiness, widened
 from export.tensors import Examples
@@ -136,14 +134,10 @@ def compare_networks(
 def _timed(
     dense: Candidate, control: Candidate, small: Candidate, settings: Settings, seconds: float
 ) -> Comparison:
-    before = this_machine()
-    runs = [dense.run, control.run, small.run]
-    rounds = run_rounds(runs, seconds=seconds, seed=settings.seed, timer=clock_for(settings).timer)
-    machine = replace(before, load_after=load_average())
+    rounds, machine, shared = timed([dense, control, small], settings, seconds)
     of_dense, of_control, of_small = rounds.milliseconds
     noise = ratio_interval(of_dense, of_control, seed=settings.seed)
     speedup = widened(ratio_interval(of_dense, of_small, seed=settings.seed), noise)
-    shared = environment_warnings(machine, rounds, settings)
     return Comparison(
         speedup.value,
         speedup.low,

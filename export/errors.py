@@ -30,3 +30,8 @@ class CannotMeasure(ExportError, ValueError):
 
 class DeviceMissing(ExportError, RuntimeError):
     """The device asked for is not there. Nothing else is measured in its place."""
+
+
+def one_line(error: BaseException) -> str:
+    """All that it says, in one line."""
+    return " ".join(str(error).split())

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from export.errors import BadOnnx, CannotMeasure
+from export.errors import BadOnnx, CannotMeasure, one_line
 from export.settings import at_least_one
 
 Feed = dict[str, npt.NDArray[Any]]
@@ -127,7 +127,7 @@ def tried(run: Callable[[], object], path: Path, specs: Sequence[InputSpec]) -> 
         run()
     except Exception as error:
         raise BadOnnx(
-            f"onnxruntime cannot run the file: {' '.join(str(error).split())}",
+            f"onnxruntime cannot run the file: {one_line(error)}",
             at=f"{path} with {', '.join(map(str, specs))}", effect="nothing was measured",
             fix="export the network again; export.to_onnx tries several batch sizes before it hands out a file",
         ) from error

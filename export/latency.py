@@ -1,6 +1,7 @@
 """How long one thing takes on this machine, with everything that the number depends on."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import numpy.typing as npt
 from export.candidates import Candidate
 from export.clocks import clock_for
 from export.feeds import InputSpec
-from export.machine import Machine
-from export.rounds import MIN_ROUNDS, Rounds
+from export.machine import Machine, load_average, this_machine
+from export.rounds import MIN_ROUNDS, Rounds, run_rounds
 from export.settings import Settings
 from export.statistics import NOISY, Interval, median_interval, quantile
 
@@ -74,6 +75,16 @@ class Latency:
         return (
             f"{self.median:.3g} ms (95 % interval {self.low:.3g} to {self.high:.3g}), {self.setting}, {self.machine}"
         )
+
+
+def timed(
+    candidates: Sequence[Candidate], settings: Settings, seconds: float
+) -> tuple[Rounds, Machine, tuple[str, ...]]:
+    """Interleaved rounds of all, the machine they were run on, and what there may have misled them."""
+    before, runs = this_machine(), [candidate.run for candidate in candidates]
+    rounds = run_rounds(runs, seconds=seconds, seed=settings.seed, timer=clock_for(settings).timer)
+    machine = replace(before, load_after=load_average())
+    return rounds, machine, environment_warnings(machine, rounds, settings)
 
 
 def summarise(

@@ -1,18 +1,14 @@
 """`measure`: how long an ONNX file takes on this machine; `measure_network`: a network in torch."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from export.candidates import Candidate
-from export.clocks import clock_for
 from export.feeds import Shapes
 from export.files import file_candidate
-from export.latency import UNSTEADY, Latency, environment_warnings, summarise
-from export.machine import load_average, this_machine
+from export.latency import UNSTEADY, Latency, summarise, timed
 from export.networks import network_candidate, torch_as_asked
-from export.rounds import run_rounds
 from export.settings import Settings
 from export.statistics import unsteadiness
 from export.tensors import Examples
@@ -79,11 +75,8 @@ def measure_network(
 
 
 def _timed(candidate: Candidate, settings: Settings, seconds: float) -> Latency:
-    before = this_machine()
-    rounds = run_rounds([candidate.run], seconds=seconds, seed=settings.seed, timer=clock_for(settings).timer)
-    machine = replace(before, load_after=load_average())
+    rounds, machine, warnings = timed([candidate], settings, seconds)
     samples = rounds.milliseconds[0]
-    warnings = environment_warnings(machine, rounds, settings)
     if (drift := unsteadiness(samples)) > UNSTEADY:
         warnings += (f"the median moved by {drift:.1%} (standard deviation) during the measurement",)
     return summarise(samples, machine, settings, rounds.runs_per_sample[0], warnings, candidate)

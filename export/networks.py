@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from export.candidates import Candidate
-from export.errors import CannotMeasure, DeviceMissing
+from export.errors import CannotMeasure, DeviceMissing, one_line
 from export.feeds import InputSpec
 from export.rounds import Run
 from export.settings import Settings
@@ -99,7 +99,7 @@ def network_candidate(model: nn.Module, example_inputs: Examples, settings: Sett
         raise
     except Exception as error:
         raise CannotMeasure(
-            f"the network does not run as {settings.runtime}: {type(error).__name__}: {' '.join(str(error).split())}",
+            f"the network does not run as {settings.runtime}: {type(error).__name__}: {one_line(error)}",
             at=f"{type(model).__name__} with {', '.join(map(str, specs))} on {settings.device}",
             effect="nothing was measured", fix="see the chained error; or choose another runtime, device or precision",
         ) from error

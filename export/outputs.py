@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from export.distance import Array, worst
-from export.errors import BadOnnx
+from export.errors import BadOnnx, one_line
 from export.sessions import open_session
 
 
@@ -49,7 +49,7 @@ def answers_of(
             try:
                 own.append(session.run(None, {name: batch}))
             except Exception as error:
-                fact = f"onnxruntime cannot run the file on {batch.shape} {batch.dtype}: {' '.join(str(error).split())}"
+                fact = f"onnxruntime cannot run the file on {batch.shape} {batch.dtype}: {one_line(error)}"
                 raise _bad(fact, path, "give images like those the file was exported with") from error
     if not all(found):
         raise _bad("there is nothing to answer", paths[0], "give at least one batch")

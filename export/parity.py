@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from export.distance import Array, worst
-from export.errors import BadOnnx, ParityFailed
+from export.errors import BadOnnx, ParityFailed, one_line
 from export.preprocessing import LEVELS, Preprocessing
 from export.sessions import open_session
 from export.tensors import Examples, example_tuple, outputs_of, repeat_to, resting_copy
@@ -149,7 +149,7 @@ def _run(session: Any, feed: dict[str, Array], path: Path) -> list[Array]:
     except Exception as error:
         shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feed.items())
         raise BadOnnx(
-            f"onnxruntime cannot run the file: {' '.join(str(error).split())}", at=f"{path.name} with {shapes}",
+            f"onnxruntime cannot run the file: {one_line(error)}", at=f"{path.name} with {shapes}",
             effect="nothing was compared", fix="do not fix the batch size in forward(); use float32",
         ) from error
 

@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from export.errors import BadOnnx, CannotMeasure, DeviceMissing
+from export.errors import BadOnnx, CannotMeasure, DeviceMissing, one_line
 from export.settings import DEVICES, at_least_one, known
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -75,7 +75,7 @@ def _on_gpu(file: Path, on_cpu: Any, *, threads: int, batch: int, tf32: bool) ->
                 fix="export with all axes fixed, or use device='cpu'",
             ) from error
         raise DeviceMissing(
-            f"onnxruntime cannot start on cuda: {_one_line(error)}", at=str(file), effect="nothing was run",
+            f"onnxruntime cannot start on cuda: {one_line(error)}", at=str(file), effect="nothing was run",
             fix="check driver, CUDA and cuDNN; the file itself loads on the CPU",
         ) from error
     if session.get_providers()[0] != PROVIDERS["cuda"]:
@@ -152,7 +152,7 @@ def data_files(model: onnx.ModelProto) -> list[str]:
 
 def _damaged(file: Path, reader: str, error: Exception) -> BadOnnx:
     return BadOnnx(
-        f"{reader} cannot load the file: {_one_line(error)}",
+        f"{reader} cannot load the file: {one_line(error)}",
         at=f"{file}, {file.stat().st_size} bytes", effect="nothing was run",
         fix="write the file again (a damaged copy has another sha256); use only operators of the standard domain",
     )
@@ -161,7 +161,3 @@ def _damaged(file: Path, reader: str, error: Exception) -> BadOnnx:
 def _built_for() -> list[str]:
     available = onnxruntime.get_available_providers()
     return [device for device, provider in PROVIDERS.items() if provider in available]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

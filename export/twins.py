@@ -8,7 +8,7 @@ from torch import nn
 
 from export.capture import quiet, tidy_
 from export.drafts import OnnxFile, require_writable, write_checked
-from export.errors import BadOnnx, NotExportable
+from export.errors import BadOnnx, NotExportable, one_line
 from export.parity import TOLERANCE
 from export.preprocessing import Preprocessing
 from export.provenance import parity_passed
@@ -58,7 +58,7 @@ def _read(path: Path) -> ir.Model:
         return ir.load(path)
     except Exception as error:
         raise BadOnnx(
-            f"the file cannot be read: {' '.join(str(error).split())}", at=str(path), effect="nothing was written",
+            f"the file cannot be read: {one_line(error)}", at=str(path), effect="nothing was written",
             fix="give a file that to_onnx wrote",
         ) from error
 

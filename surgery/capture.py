@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from surgery.errors import CaptureFailed, SurgeryError
+from surgery.errors import CaptureFailed, SurgeryError, first_line
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, positional inputs, or keyword inputs."""
@@ -130,7 +130,7 @@ def listen(model: nn.Module, example_inputs: ExampleInputs, listener: Listener, 
         raise
     except Exception as error:
         raise CaptureFailed(
-            f"the forward of {type(model).__name__} does not run: {_first_line(error)}",
+            f"the forward of {type(model).__name__} does not run: {first_line(error)}",
             at=_source_line(error),
             effect="no graph; the model is unchanged",
             fix="give example inputs with which the model runs in eval mode",
@@ -270,10 +270,6 @@ def _foreign(file: str) -> bool:
     ours = file.startswith(os.path.dirname(__file__)) and os.path.basename(file) != "twins.py"
     library = file.startswith(sysconfig.get_path("stdlib")) and "site-packages" not in file
     return ours or library or file.startswith(("<", *torch.__path__))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _too_large(fact: str) -> CaptureFailed:

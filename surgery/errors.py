@@ -38,3 +38,8 @@ class NotEqual(SurgeryError, ArithmeticError):
 
 class BadFile(SurgeryError, ValueError):
     """A stored network that is damaged, foreign or does not fit the factory."""
+
+
+def first_line(error: BaseException) -> str:
+    """What it says in one line, at least its name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

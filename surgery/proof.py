@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from surgery.capture import ExampleInputs, evaluating, tensors_in
 from surgery.check import check_equal, compare, run
 from surgery.cut import cut_to, mask_
-from surgery.errors import BadKeep, NotEqual, SurgeryError
+from surgery.errors import BadKeep, NotEqual, SurgeryError, first_line
 from surgery.graph import ChannelGraph
 from surgery.names import NEUTRAL, dense, distinct, relabelled
 from surgery.observe import observe
@@ -103,7 +103,7 @@ class Proof:
             with twinned(small):
                 again = observe(small, self.example, self.seen, spent=spent)
         except SurgeryError as error:
-            return Failure(f"a cut network does not run ({str(error).splitlines()[0]})")
+            return Failure(f"a cut network does not run ({first_line(error)})")
         if not self._same_names(again, trial.alive):
             return Failure("a cut network reads other channels")
         return self._other_constant(again, trial.alive)
@@ -117,14 +117,14 @@ class Proof:
         try:
             output = self._output(small)
         except Exception as error:  # what a copy remembers of the dense one, such as a cache, does not fit it
-            return Failure(f"a cut network does not run ({str(error).splitlines()[0] if str(error) else error!r})")
+            return Failure(f"a cut network does not run ({first_line(error)})")
         del small  # one copy of the network at a time
         masked = self._masked(trial)
         try:
             same = _compare_boxed if self.seen.boxed else compare
             same(self._output(masked), output, "surgery.trace")
         except NotEqual as error:
-            text = str(error).splitlines()[0]
+            text = first_line(error)
             shape = not self.seen.boxed and _shapes(output) != _shapes(self.seen.output)
             if shape or not self._equal_in_float64(masked, self._small(trial)):
                 return Failure(f"a cut network could not be shown to compute the same ({text})", of_values=not shape)

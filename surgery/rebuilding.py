@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.errors import NotCopied
+from surgery.errors import NotCopied, first_line
 from surgery.graph import SOURCE
 from surgery.twins import twin_
 
@@ -22,7 +22,7 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         return copy.deepcopy(model, memo or {})
     except Exception as error:
         raise NotCopied(
-            f"{type(model).__name__} cannot be copied: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"{type(model).__name__} cannot be copied: {first_line(error)}",
             at="surgery.cut or surgery.mask",
             effect="nothing was changed",
             fix="make copy.deepcopy of the model work: remove old weight norms, detach tensors kept as attributes",

@@ -8,7 +8,6 @@ import onnx
 import pytest
 
 import export
-from export import comparison
 from export.comparison import control_warnings
 from export.rounds import Rounds
 
@@ -20,7 +19,7 @@ def compared(files, monkeypatch):
     def compare(dense, control, small, rounds=300):
         load = 1 + 0.02 * np.abs(np.random.default_rng(0).standard_normal((3, rounds)))
         times = np.array([[dense], [control], [small]]) * load
-        monkeypatch.setattr(comparison, "run_rounds", lambda *_, **__: Rounds(times, (1, 1, 1)))
+        monkeypatch.setattr("export.latency.run_rounds", lambda *_, **__: Rounds(times, (1, 1, 1)))
         return export.compare(files["dense"].path, files["small"].path)
 
     return compare
@@ -79,7 +78,7 @@ def test_the_verdict_is_the_interval(compared):
 
 def test_warnings_of_the_environment_are_in_all_three(compared, monkeypatch):
     busy = replace(export.this_machine(), cores=2.0, load_before=1.9)
-    monkeypatch.setattr(comparison, "this_machine", lambda: busy)
+    monkeypatch.setattr("export.latency.this_machine", lambda: busy)
     found = compared(4.0, 4.0, 2.0, rounds=40)
     for result in (found, found.dense, found.small):
         assert "load 1.9" in result.warnings[0]

@@ -1,5 +1,6 @@
 """Layers in torch: the same as in the file, timed alone, and what is left of the whole."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from test_export_profiling import Kinds
 from torch import nn
 
 import export
-from export import Settings
+from export import LayerKind, Settings, Widths, torch_layers
 from export import layer_networks as module
 
 EAGER = Settings(batch=2, runtime="eager")
@@ -18,8 +19,11 @@ EAGER = Settings(batch=2, runtime="eager")
 @pytest.fixture
 def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every layer alone takes a millisecond, and the whole network ten."""
-    monkeypatch.setattr(module, "_alone", lambda kind, widths, settings: 1.0)
-    monkeypatch.setattr(module, "_fastest", lambda candidate, settings: 10.0)
+    def table(wanted: Mapping[LayerKind, Sequence[Widths]], _: Settings) -> dict[tuple[LayerKind, Widths], float]:
+        return {(kind, widths): 1.0 for kind, pairs in wanted.items() for widths in pairs}
+
+    monkeypatch.setattr(torch_layers, "layer_table", table)
+    monkeypatch.setattr(torch_layers, "fastest", lambda candidate, settings: 10.0)
 
 
 def test_they_are_those_of_the_file(tmp_path: Path, alike: None) -> None:
@@ -32,8 +36,8 @@ def test_they_are_those_of_the_file(tmp_path: Path, alike: None) -> None:
         assert (one.kind.groups, one.kind.kernel, one.kind.positions) == (
             other.kind.groups, other.kind.kernel, other.kind.positions
         )  # fmt: skip
-    names = [name.removesuffix(".weight") for name, p in network.named_parameters() if p.dim() > 1]
-    assert [layer.weight.removesuffix(".weight") for layer in here] == names
+    names = [name for name, p in network.named_parameters() if p.dim() > 1]
+    assert [layer.weight for layer in here] == [layer.weight for layer in there] == names
 
 
 def test_a_layer_alone_writes_what_it_does_in_the_network(alike: None) -> None:
@@ -47,7 +51,7 @@ def test_what_layers_do_not_take_is_the_rest(alike: None, monkeypatch: pytest.Mo
     x = torch.randn(2, 3, 16, 16)
     layers, rest = export.network_layers(Kinds(), x, EAGER)
     assert ([layer.ms for layer in layers], rest) == ([1.0] * 6, 4.0)
-    monkeypatch.setattr(module, "_fastest", lambda candidate, settings: 3.0)
+    monkeypatch.setattr(torch_layers, "fastest", lambda candidate, settings: 3.0)
     layers, rest = export.network_layers(Kinds(), x, EAGER)
     assert ([layer.ms for layer in layers], rest) == ([0.5] * 6, 0.0)
 

@@ -254,3 +254,29 @@ def test_a_list_of_booleans_is_a_keep() -> None:
     small = surgery.cut(model, graph, {"a": [True, False, True, True, False, True]})  # type: ignore[dict-item]
     assert small.a.out_channels == 4
     assert small(x).shape == (2, 5)
+
+
+def test_a_refusal_without_words_is_named_by_its_kind() -> None:
+    class Mute(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError
+
+    with pytest.raises(surgery.CaptureFailed, match="does not run: AssertionError"):
+        surgery.trace(Mute(), torch.randn(2, 3))
+
+
+def test_a_layer_that_asserts_its_width_without_words_is_pinned() -> None:
+    class Proud(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x).relu()
+            if x.shape[1] != 8:
+                raise AssertionError
+            return self.b(x)
+
+    graph = surgery.trace(Proud().eval(), torch.randn(2, 3))
+    assert not graph.groups
+    assert any("AssertionError" in pin.reason for pin in graph.pinned), graph.pinned
