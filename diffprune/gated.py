@@ -158,7 +158,7 @@ def require_groups(graph: ChannelGraph) -> None:
 
 
 def with_open(gates: Tensor) -> Tensor:
-    """`gates`, shape (gates,), with the smallest open one in place of those that are closed, 1 if all are."""
+    """`gates`, one a gate or one a unit, with the smallest open one in place of those that are closed, 1 if all are."""
     lowest = gates[gates > 0].min() if (gates > 0).any() else gates.new_ones(())
     return torch.where(gates > 0, gates, lowest)
 

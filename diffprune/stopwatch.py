@@ -125,14 +125,15 @@ class Stopwatch:
             ask = SMALLEST if len(found) == LAST_RESORT and _all_slow(budget, found) else _next(budget, found)
         return _best(budget, found, round_to)
 
-    def doubts(self, measured: Comparison) -> list[str]:
-        """A sentence if the machine was too noisy to know the speed-up; none if not."""
-        if max(measured.high / measured.speedup, measured.speedup / measured.low) <= 1 + NOISE:
-            return []
-        return [
-            f"this machine is too noisy to meet a speed-up: {measured.speedup:.2f}x was measured, with an interval of "
-            f"{measured.low:.2f} to {measured.high:.2f}; stop other work, and compress again"
-        ]
+
+def doubts(measured: Comparison) -> list[str]:
+    """A sentence if the machine was too noisy to know the speed-up; none if not."""
+    if max(measured.high / measured.speedup, measured.speedup / measured.low) <= 1 + NOISE:
+        return []
+    return [
+        f"this machine is too noisy to meet a speed-up: {measured.speedup:.2f}x was measured, with an interval of "
+        f"{measured.low:.2f} to {measured.high:.2f}; stop other work, and compress again"
+    ]
 
 
 def _meets(budget: Budget, measured: Comparison) -> bool:

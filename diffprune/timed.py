@@ -62,9 +62,9 @@ class Grid:
 class TimedSize(SizeModel):
     """A `SizeModel` that knows milliseconds, `latency`, on the machine and runtime that its table was measured with.
 
-    Every layer costs what the profile of the dense file says of it, times the table at its widths over the table at the
-    dense widths, linear between the widths measured. All other nodes together (pooling, additions, norms that were
-    not folded) cost what they do in the dense file, in proportion to the values that layers read and write. The groups
+    Every layer costs what it does in the dense network (`TimedLayer.ms`), times the table at its widths over the table
+    at the dense widths, linear between the widths measured. All other nodes together (pooling, additions, norms that
+    were not folded) cost what they do there, in proportion to the values that layers read and write. The groups
     `drops` are residual branches of which, closed altogether, nothing is in the file.
     """
 

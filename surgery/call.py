@@ -11,7 +11,8 @@ from surgery.capture import Restart, source_lines, tensors_in
 from surgery.graph import OVER, SOURCE, Layer
 from surgery.names import NEUTRAL, dense, everywhere, varying, width
 from surgery.observed import Axis, Doubt, State
-from surgery.operators import RULES, WEIGHTED, CannotFollow
+from surgery.operators import RULES, WEIGHTED
+from surgery.rules import CannotFollow
 
 if TYPE_CHECKING:
     from surgery.observe import Run

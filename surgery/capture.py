@@ -1,7 +1,7 @@
 """Listening to a forward: every ATen operator of an eager run, before autograd and decomposition, with its place.
 
 The operators are those that torch.export captures (linear, batch_norm, matmul stay whole), at a tenth of its time:
-nothing is compiled, the network just runs once. All private interfaces of torch that surgery uses are in this file.
+nothing is compiled, the network just runs once.
 """
 
 import contextlib

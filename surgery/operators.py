@@ -16,8 +16,6 @@ from surgery.rules import CannotFollow, Rule, elementwise, rows, tie_along
 if TYPE_CHECKING:
     from surgery.call import Call
 
-__all__ = ["RULES", "WEIGHTED", "CannotFollow"]
-
 
 def arithmetic(call: "Call", *args: Any, **kwargs: Any) -> Tensor:
     """Element-wise with constants, which may have been computed from the number of channels."""

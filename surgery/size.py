@@ -1,5 +1,6 @@
 """Parameters and multiply-adds as a function of which units are open. Exact for a keep, differentiable for chances."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -53,12 +54,12 @@ class SizeModel:
         full = torch.tensor([float(graph.length(tensor, axis)) for tensor, axis in keys] + [1.0]).double()
         self._fixed = full.index_add(0, self._axis, -self._count)
         repeats = {layer.weight: layer.repeats for layer in graph.layers}
-        rank = max((sum(1 for k in keys if k[0] == t) for t in tensors), default=1)
+        rank = max(Counter(tensor for tensor, _ in keys).values(), default=1)
         axes, elements, macs, over = [], [], [], []
         for tensor, shape in tensors.items():
             mine = [(axis, keys[tensor, axis]) for axis in range(len(shape)) if (tensor, axis) in keys]
             rest = torch.Size(n for axis, n in enumerate(shape) if (tensor, axis) not in keys).numel()
-            axes.append([i for _, i in mine] + [len(keys)] * (max(rank, 1) - len(mine)))
+            axes.append([i for _, i in mine] + [len(keys)] * (rank - len(mine)))
             elements.append(float(rest) if tensor in graph.shapes else 0.0)
             along = (f"{tensor}{OVER}", 0)
             fixed = graph.sizes.get(along[0], 1) if along not in keys else 1

@@ -12,7 +12,7 @@ import export
 from diffprune import Budget, compress, stopwatch
 from diffprune.errors import BadBudget, BudgetUnreachable
 from diffprune.landing import land, least, least_share
-from diffprune.stopwatch import EXCESS, Stopwatch
+from diffprune.stopwatch import EXCESS, Stopwatch, doubts
 from export import compare
 
 
@@ -150,8 +150,8 @@ def test_what_the_smallest_network_is_measured_to_reach_is_not_refused_by_the_ta
 
 def test_a_noisy_machine_is_said_to_be_noisy(watch: Biased) -> None:
     quiet = watch.measure(torch.ones(watch.size.units, dtype=torch.bool))
-    assert watch.doubts(quiet) == []
-    (text,) = watch.doubts(SimpleNamespace(speedup=2.0, low=1.5, high=2.1))
+    assert doubts(quiet) == []
+    (text,) = doubts(SimpleNamespace(speedup=2.0, low=1.5, high=2.1))
     assert text.startswith("this machine is too noisy to meet a speed-up: 2.00x was measured, with an interval of 1.50")
 
 
