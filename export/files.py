@@ -1,6 +1,5 @@
 """ONNX files as candidates: what onnxruntime runs, on random inputs."""
 
-import math
 from pathlib import Path
 
 from onnx import TensorProto
@@ -8,7 +7,7 @@ from onnx import TensorProto
 from export.candidates import Candidate
 from export.errors import CannotMeasure
 from export.feeds import Shapes, input_specs, random_feed, runner, tried
-from export.sessions import open_session, read_model, stored_tensors
+from export.sessions import open_session, stored_types
 from export.settings import Settings
 
 WEIGHTS: dict[int, str] = {
@@ -49,7 +48,7 @@ def _precision(path: Path, asked: str) -> str:
 def stored_precision(path: Path) -> str:
     """The type of most of a file's weights, by number; "fp32" for a file without any."""
     counts = dict.fromkeys(WEIGHTS.values(), 0)
-    for weight in stored_tensors(read_model(path)):
-        if weight.data_type in WEIGHTS:
-            counts[WEIGHTS[weight.data_type]] += math.prod(weight.dims)
+    for kind, values in stored_types(path).items():
+        if kind in WEIGHTS:
+            counts[WEIGHTS[kind]] += values
     return max(counts, key=counts.__getitem__)

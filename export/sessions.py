@@ -1,6 +1,10 @@
 """Opening an ONNX file in onnxruntime: always the same options, never a silent fallback."""
 
+import math
 import os
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +52,7 @@ def open_session(
 
 def _on_cpu(file: Path, threads: int, profile_to: Path | None) -> Any:
     options = _options(threads, profile_to)
-    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in stored_tensors(read_model(file)))
+    half = onnx.TensorProto.FLOAT16 in stored_types(file)
     without: dict[str, Any] = {"disabled_optimizers": ["MatmulTransposeFusion"]} if half else {}
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS["cpu"]], **without)
@@ -138,10 +142,29 @@ def read_model(path: str | Path) -> onnx.ModelProto:
     return model
 
 
-def stored_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Initializers, and the values of Constant nodes, which some exporters write in their place."""
+def stored_types(file: Path) -> Mapping[int, int]:
+    """How many values of each type a file holds, by onnx's number of the type.
+
+    Read once as long as the file stays what it is: it is asked at every opening. Raises as `read_model`.
+    """
+    if not file.is_file():
+        read_model(file)  # says why not
+    now = file.stat()
+    counts, beside = _stored(file, now.st_ino, now.st_mtime_ns, now.st_size)
+    if not all(file.with_name(name).is_file() for name in beside):
+        read_model(file)
+    return counts
+
+
+@cache
+def _stored(file: Path, *_: int) -> tuple[Mapping[int, int], list[str]]:
+    """The same, and the names of data files."""
+    model, counts = read_model(file), Counter[int]()
     constants = [node for node in model.graph.node if node.op_type == "Constant"]
-    return [*model.graph.initializer, *(a.t for node in constants for a in node.attribute if a.name == "value")]
+    # Some exporters write constants in the place of initializers.
+    for tensor in (*model.graph.initializer, *(a.t for n in constants for a in n.attribute if a.name == "value")):
+        counts[tensor.data_type] += math.prod(tensor.dims)
+    return counts, data_files(model)
 
 
 def data_files(model: onnx.ModelProto) -> list[str]:
