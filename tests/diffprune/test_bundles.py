@@ -140,7 +140,7 @@ def test_what_means_nothing_is_refused() -> None:
 
 def test_compress_drops_branches(tmp_path: Path) -> None:
     model, graph, x = traced(lambda: CifarResNet(3))
-    batches = [(torch.randn(16, 3, 32, 32), torch.randint(5, (16,))) for _ in range(3)]
+    batches = [(torch.randn(16, 3, 16, 16), torch.randint(5, (16,))) for _ in range(2)]
     result = compress(model, batches, batches, budget=Budget(macs=0.2), epochs=1, bundles=branches)
     kept = [group["kept"] for group in result.report["groups"] if group["kept"] in (0, 1)]
     assert kept, "no branch was dropped at all"

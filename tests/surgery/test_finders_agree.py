@@ -13,10 +13,8 @@ import surgery
 from surgery import second_finder
 from surgery.graph import ChannelGraph
 
-NETWORKS = (
-    "mobilenet_v3_small", "densenet", "squeezenet1_1",
-    *(pytest.param(name, marks=pytest.mark.soak) for name in ("resnet50", "vgg11_bn", "googlenet", "regnet_y_400mf")),
-)
+LARGE = ("mobilenet_v3_small", "resnet50", "vgg11_bn", "googlenet", "regnet_y_400mf")
+NETWORKS = ("densenet", "squeezenet1_1", *(pytest.param(name, marks=pytest.mark.soak) for name in LARGE))
 SAME = (
     "plain", "residual", "concat_then_add", "dense_concat", "self_concat", "flatten_to_linear", "stack_mean", "grouped",
     "depthwise", "transposed", "conv_1d_3d", "shared_module", "tied_weight", "prelu_sigmoid", "two_inputs",

@@ -55,7 +55,7 @@ def small_vit() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [resnet18, small_vit])
+@pytest.mark.parametrize("make", [pytest.param(resnet18, marks=pytest.mark.soak), small_vit])
 def test_magnitude_pruning_of_single_weights(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model, x = make().eval(), torch.randn(1, 3, 32, 32)
