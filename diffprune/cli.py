@@ -135,23 +135,30 @@ def inspect(
     params: Annotated[float | None, typer.Option(help="can this share of the parameters be reached?")] = None,
     speedup: Annotated[float | None, typer.Option(help="can it be so many times faster here? measures it")] = None,
     round_to: Annotated[
-        str, typer.Option(help="widths stay multiples of this; auto looks at the instruction set")
+        str, typer.Option(help="widths stay multiples of this; auto looks at the instruction set, or probes a GPU")
     ] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads to measure with")] = 1,
     batch: Annotated[int, typer.Option(help="images at once when it measures")] = 1,
+    latency_device: Annotated[str, typer.Option(help="cpu, or cuda: torch's CUDA graphs on this GPU")] = "cpu",
+    latency_precision: Annotated[str, typer.Option(help="fp32; on cuda also tf32 and fp16")] = "fp32",
 ) -> None:
     """Show what can be cut, before any training.
 
     Every group with its units and its share of MACs and parameters (and of the time, if a speed-up is asked),
     everything pinned with the reason, and how far a budget can go.
     """
-    shape, step = image_shape(input_, model), multiple(round_to)
+    shape = image_shape(input_, model)
     from diffprune.inspection import inspection
     from diffprune.progress import Progress
+    from diffprune.target import probe, target
 
-    options: dict[str, Any] = {"macs": macs, "params": params, "speedup": speedup, "threads": threads, "batch": batch}
+    asked_of = target(latency_device, threads=threads, batch=batch, precision=latency_precision)
+    step = probe(asked_of).multiple if round_to == "auto" and latency_device == "cuda" else multiple(round_to)
+    budgets = {"macs": macs, "params": params, "speedup": speedup}
     with Progress() as progress:
-        lines = inspection(model, weights, shape, classes=classes, **options, round_to=step, tell=progress)
+        lines = inspection(
+            model, weights, shape, classes=classes, **budgets, round_to=step, asked_of=asked_of, tell=progress
+        )
     _print(*lines)
 
 

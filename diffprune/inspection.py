@@ -16,10 +16,10 @@ from diffprune.preparation import alive, answer
 from diffprune.report import count
 from diffprune.stopwatch import stopwatch
 from diffprune.tables import add_row, table
-from diffprune.target import target
 from diffprune.timed import TimedSize
 from diffprune.training import Event
-from export import Comparison
+from export import Comparison, Settings
+from export.settings import ONE_THREAD
 
 
 def inspection(
@@ -32,13 +32,13 @@ def inspection(
     params: float | None = None,
     speedup: float | None = None,
     round_to: int = 1,
-    threads: int = 1,
-    batch: int = 1,
+    asked_of: Settings = ONE_THREAD,
     tell: Event = lambda event: None,
 ) -> list[Any]:
     """Lines and tables for a terminal: groups with their shares, what is pinned and why, how far budgets reach.
 
-    Only if a `speedup` is asked is anything measured: what each group takes of the time, and the fastest network.
+    Only if a `speedup` is asked is anything measured, as `asked_of` says: what each group takes of the time, and the
+    fastest network.
     """
     asked = (macs, params)
     budgets = (Budget(macs=1.0 if macs is None else macs), Budget(params=1.0 if params is None else params))
@@ -60,9 +60,8 @@ def inspection(
     lines += [_reach(budget, share, size, round_to) for budget, share in zip(budgets, asked, strict=True)]
     if faster:
         with TemporaryDirectory() as folder:
-            place, asked_of = Path(folder), target(threads=threads, batch=batch)
             model = model if weights else alive(model)
-            watch = stopwatch(model, graph, example, place, step=round_to, settings=asked_of, tell=tell)
+            watch = stopwatch(model, graph, example, Path(folder), step=round_to, settings=asked_of, tell=tell)
             lines[2] = _groups(watch.size)
             tell({"phase": "measure"})
             lines.append(_fastest(faster, watch.fastest(round_to), round_to))

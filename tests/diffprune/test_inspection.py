@@ -3,12 +3,15 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from newcomer import MODULE, typed, working_in
 
 from diffprune.budget import Budget
 from diffprune.models import load_model
+from export import Settings
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,6 +74,26 @@ def test_a_speed_up_is_measured_before_it_is_called_reachable(
     assert len(shares) == 2
     assert all(0 < float(share) < 100 for share in shares)
     assert "time" not in inspected("--round-to", 8)
+
+
+def test_a_gpu_is_probed_and_measured_in_torch(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's eager mode on the CPU in its place."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "torch"))
+    monkeypatch.setattr("diffprune.stopwatch.SECONDS", 0.3)
+    monkeypatch.setattr(
+        "diffprune.target.target", lambda device, **how: Settings(runtime="eager") if device == "cuda" else None
+    )
+    monkeypatch.setattr("diffprune.target.probe", lambda asked_of: SimpleNamespace(multiple=4))
+    monkeypatch.setattr("export.compare", None)
+    text = inspected("--speedup", 1000, "--latency-device", "cuda", "--latency-precision", "fp16")
+    assert re.search(r"x was measured here, .*in steps of 4; 1000 is out of reach", text), text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu() -> None:
+    outcome = typed("inspect", f"{MODULE}:factory", "--input", "1,8,8", "--speedup", 2, "--latency-device", "cuda")
+    assert outcome.code == 2
+    assert "DeviceMissing: " in outcome.err
 
 
 def test_the_alignment_is_part_of_the_answer() -> None:
