@@ -10,14 +10,14 @@ from torch.func import functional_call
 
 from diffprune.bundles import Bundle, gate_of
 from diffprune.errors import NothingToCut
-from diffprune.gates import Gate, family
+from diffprune.gates import Gate, GatedModule, family
 from diffprune.products import places_of, products
 from diffprune.score import as_logits
 from surgery import ChannelGraph, SizeModel, gate_norm_, norm_units, ungate_
 from surgery.rebuilding import copied
 
 
-class GatedModel(nn.Module):
+class GatedModel(GatedModule):
     """`model` whose readers see W[:, c] * gate[unit of c]. One sample per forward in training, hard gates in eval.
 
     Per reader weight and axis `_units` tells the unit at each index, past the end where it is pinned; all one tensor.

@@ -5,10 +5,10 @@ All take one flat vector of logits, shape (units,), float32. A unit is open when
 
 from dataclasses import dataclass, replace
 from math import inf, log
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Gate(Protocol):
@@ -142,3 +142,18 @@ def family(gate: str | Gate) -> Gate:
     if gate not in GATES:
         raise ValueError(f"gate is one of {', '.join(GATES)}; got {gate!r}")
     return GATES[gate]
+
+
+class GatedModule(nn.Module):
+    """Its `logits` and `shift` stay float32 where the network becomes half precision, in which small steps vanish."""
+
+    logits: nn.Parameter
+    shift: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        logits, shift = self.logits.data, self.shift
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.logits.dtype.itemsize < logits.dtype.itemsize:
+            self.logits.data, self.shift = logits.to(self.logits.device), shift.to(self.logits.device)
+            self.logits.grad = None
+        return self

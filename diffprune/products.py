@@ -91,18 +91,21 @@ def products(
     def pack(saved: Tensor) -> Any:
         name = live.get(_place(saved))
         if name is None:
-            return saved
-        return name, weights[name]._version, saved.shape, saved.stride(), saved.storage_offset()
+            return saved, saved._version
+        return weights[name], weights[name]._version, name, saved.shape, saved.stride(), saved.storage_offset()
 
     def unpack(packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        name, version, shape, stride, offset = packed
-        if weights[name]._version != version:
+        read: Tensor
+        read, version, *rest = packed
+        if read._version != version:  # torch does not look where there are hooks
             raise RuntimeError(
-                f"{name} was changed in place between the forward pass that read it through gates and this backward "
-                "pass, whose gradient would be that of another weight: call backward() before the optimizer's step()"
+                f"{rest[0] if rest else f'a tensor of shape {tuple(read.shape)}'} was changed in place between the "
+                "forward pass that read it and this backward pass, whose gradient would be that of other values: "
+                "call backward() before the optimizer's step()"
             )
+        if not rest:
+            return read
+        name, shape, stride, offset = rest
         with torch.no_grad():
             return compute(name).as_strided(shape, stride, offset)
 

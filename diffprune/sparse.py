@@ -10,7 +10,7 @@ from torch.func import functional_call
 from diffprune.budget import ROUNDING, Budget, shift_for
 from diffprune.errors import NothingToCut
 from diffprune.gated import with_open
-from diffprune.gates import Gate, family
+from diffprune.gates import Gate, GatedModule, family
 from diffprune.products import places_of, products
 from diffprune.score import as_logits
 from surgery.rebuilding import copied
@@ -25,7 +25,7 @@ class WeightCount:
     macs = params
 
 
-class SparseModel(nn.Module):
+class SparseModel(GatedModule):
     """`model` with W * gate for every matrix and kernel W in it; a new sample per forward in training, hard in eval.
 
     `logits` is one flat parameter, shape (weights,), float32, which starts from the magnitudes relative to their layer.

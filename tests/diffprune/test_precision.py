@@ -1,14 +1,18 @@
 """Gates under autocast and gradient accumulation: they stay float32, and small batches add up to a large one."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from test_gated import traced
-from torch import Tensor
+from torch import Tensor, nn
 
+import surgery
 from diffprune import Budget, GatedModel, MeanCentred, Recipe, attach
 from diffprune.feeding import endless
 from diffprune.search import follow_, search_
+from diffprune.sparse import SparseModel
 from diffprune.training import fit_
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -73,6 +77,22 @@ def test_a_step_of_a_users_loop_with_autocast_accumulation_and_scaling(dtype: to
     assert gated.logits.isfinite().all()
     assert not torch.equal(gated.logits, before)
     assert all(p.dtype == torch.float32 for p in gated.parameters())
+
+
+@pytest.mark.parametrize("make", [lambda model, graph: attach(model, graph), lambda model, graph: SparseModel(model)])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_gates_stay_float32_where_the_network_becomes_half(dtype: torch.dtype, make: Any) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    gated = make(model, surgery.trace(model, x))
+    before = gated.logits.detach().clone()
+    gated = gated.to(dtype)
+    assert gated.logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(gated.logits.float(), before)
+    assert {p.dtype for p in gated.model.parameters()} == {dtype}
+    optimizer = torch.optim.SGD([gated.logits], lr=1e-4)
+    gated.train()(x.to(dtype)).float().sum().backward()
+    optimizer.step()
+    assert not torch.equal(gated.logits.float(), before), "so small a step is lost in half precision"
 
 
 @pytest.mark.parametrize("searching", [True, False], ids=["search", "recover"])

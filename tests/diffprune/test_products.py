@@ -77,14 +77,16 @@ def test_no_more_than_one_large_product_lives_at_a_time(computed: Computed, monk
     assert not any(product() is not None for product in computed.products)
 
 
-def test_a_weight_that_changed_before_the_backward_pass_is_refused_as_torch_does() -> None:
-    model, x = nn.Sequential(nn.Linear(8, 512), nn.ReLU(), nn.Linear(512, 512)), torch.randn(4, 8, requires_grad=True)
+@pytest.mark.parametrize(("width", "named"), [(512, r"2\.weight"), (16, r"a tensor of shape \(16, 16\)")])
+def test_a_weight_that_changed_before_the_backward_pass_is_refused_as_torch_does(width: int, named: str) -> None:
+    layers = nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width)
+    model, x = nn.Sequential(*layers), torch.randn(4, 8, requires_grad=True)
     gated = attach(model, surgery.trace(model, x.detach())).train()
     first = gated(x)
     gated(x).sum().backward()
     with torch.no_grad():
         gated.model.get_parameter("2.weight").mul_(1.1)
-    with pytest.raises(RuntimeError, match=r"2\.weight was changed in place .* call backward\(\) before"):
+    with pytest.raises(RuntimeError, match=rf"{named} was changed in place .* call backward\(\) before"):
         first.sum().backward()
     gated(x).sum().backward()
 
