@@ -93,6 +93,6 @@ def lost(before: float, after: float, examples: int) -> list[str]:
     if after >= before - max(LOST, error):
         return []
     return [
-        f"training took the accuracy from {before:.1%} after the cut and fit to {after:.1%}: give more epochs, a lower "
-        "rate, or none at all"
+        f"training took the accuracy from {before:.1%} after the cut and fit to {after:.1%}, so it was undone: give "
+        "more epochs, or a lower rate"
     ]

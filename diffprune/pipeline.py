@@ -85,7 +85,8 @@ def compress(
     and ONNX files go without them. `scores` tells what each unit is worth before the search: `gains` by default,
     `criterion_scores` for one of torch-pruning's, or a function of yours from (network, graph, images) to a tensor of
     shape (units,). The network must return logits, shape (N, classes). Frozen parameters stay as they are; if all are
-    frozen, every step goes to the gates.
+    frozen, every step goes to the gates. Training that ends clearly below where the fit after the cut began it is
+    undone, with a warning.
     Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
     tracing raises.
     """
@@ -205,6 +206,7 @@ def _recovered(job: Job, cut: Cut) -> tuple[dict[str, float], list[str]]:
         stages["after_recalibration"] = stages["pruned"] = accuracy(small, job.val)[0]
         job.tell({"phase": "recalibrate", "accuracy": stages["after_recalibration"]})
         if job.total:
+            fitted = {name: value.clone() for name, value in small.state_dict().items()}
             known = graph.checked(keep)[1]
             hints = hinting(small, job.parent, hinted(graph), known) if recipe.hints else nullcontext()
             with hints as hint:
@@ -212,10 +214,13 @@ def _recovered(job: Job, cut: Cut) -> tuple[dict[str, float], list[str]]:
                     small, job.batches, recipe, steps=range(cut.choice.search_steps, job.total), total=job.total,
                     parent=job.parent, hint=hint, phase="recover", on_event=job.tell,
                 )  # fmt: skip
-            stages["pruned"] = accuracy(small, job.val)[0]
-            losses = lost(stages["after_recalibration"], stages["pruned"], cut.examples)
-            for text in losses:
-                job.tell({"phase": "warning", "text": text})
+            trained = accuracy(small, job.val)[0]
+            losses = lost(stages["after_recalibration"], trained, cut.examples)
+            if losses:
+                small.load_state_dict(fitted)
+                job.tell({"phase": "warning", "text": losses[0]})
+            else:
+                stages["pruned"] = trained
     small.eval()
     return stages, losses
 

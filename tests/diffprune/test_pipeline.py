@@ -21,6 +21,7 @@ from diffprune.feeding import endless
 from diffprune.gains import gains
 from diffprune.landing import land
 from diffprune.pipeline import SCORED
+from diffprune.recover import accuracy
 from diffprune.score import per_cost
 from diffprune.training import fit_
 
@@ -197,8 +198,18 @@ def test_every_step_and_stage_is_told(result: Result, events: list[dict[str, Any
     assert all(json.dumps(event) for event in events)
 
 
+def test_training_that_loses_what_the_fit_had_is_undone(parent: nn.Module, train: Batches, val: Batches) -> None:
+    ruin = Recipe(lr=5.0, hints=0.0)
+    result = compress(parent, train, val, budget=Budget(macs=0.5), epochs=1, recipe=ruin)
+    stages = result.report["accuracy"]
+    (text,) = (text for text in result.report["warnings"] if text.startswith("training took"))
+    assert "so it was undone" in text
+    assert stages["pruned"] == stages["after_recalibration"] == accuracy(result.model, val)[0] > 0.8
+
+
 def test_only_two_networks_are_left_for_the_recovery(parent: nn.Module, train: Batches, val: Batches) -> None:
     """The parent's copy and the small one: what was gated and masked would take the memory of training."""
+    gc.collect()
     before, alive = sum(isinstance(each, Small) for each in gc.get_objects()), []
 
     def look(event: dict[str, Any]) -> None:
