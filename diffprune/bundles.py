@@ -1,6 +1,6 @@
 """Which units share a gate: each has its own, unless bundles are given, such as whole residual branches."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from surgery import ChannelGraph, ChannelGroup, SizeModel, Slot
 
 Bundle = Mapping[str, Tensor]
 """Units that open and close together: per group name a boolean tensor of shape (units,), True where they belong."""
+
+Bundles = Iterable[Bundle] | Callable[[ChannelGraph], Iterable[Bundle]]
+"""Several, or what finds them, such as `branches`."""
 
 
 def branches(graph: ChannelGraph) -> list[Bundle]:

@@ -15,7 +15,7 @@ from diffprune.gated import GatedModel
 from diffprune.landing import Landing, land
 from diffprune.score import per_cost
 from diffprune.search import search_
-from diffprune.stopwatch import Stopwatch, doubts
+from diffprune.stopwatch import Stopwatch, apart, doubts
 from diffprune.training import Event, Recipe
 
 SEARCH_SHARE = 0.05
@@ -87,13 +87,13 @@ def choose(
     search_(gated, batches, aim, recipe, steps=steps, total=total, parent=parent, on_event=tell)
     if watch:
         landing, measured = watch.land(budget, gated.scores(), round_to, gated.gate_of, tell)
-        noise = doubts(measured)
-        met: dict[str, Any] = {"reached": measured.speedup, "low": measured.low, "high": measured.high, "note": None}
+        noise, note = doubts(measured), apart(budget, measured, round_to)
+        met: dict[str, Any] = {"reached": measured.speedup, "low": measured.low, "high": measured.high, "note": note}
     else:
         landing, noise = landed() if steps else start, []
         met = {"reached": landing.reached, "note": landing.note}
     met = {"kind": budget.kind, "asked": budget.asked, **met, "round_to": round_to, "reopened": landing.reopened}
     whole = untouched(gated.size, round_to, gated.gate_of)
-    warnings = concerns(gated, aim, landing, start.flat, steps) + whole + noise
+    warnings = concerns(gated, aim, landing, start.flat, steps) + whole + noise + [met["note"]] * bool(met["note"])
     network = gated.folded(landing.flat) if steps else parent
     return network, Choice(gated.size.keep(landing.flat), met, steps, warnings)

@@ -194,9 +194,9 @@ def bench(
 
     settings = grid(device, **several, runtimes=runtime.split(","), precisions=precision.split(","))
     found = measured(dense, small, settings, shapes=shapes, seconds=seconds, tell=_tell)
-    _print(*bench_lines(found))
     if json:
         write_atomically(json, as_json(found.as_dict()))
+    _print(*bench_lines(found))
     if found.failure:
         raise found.failure
 

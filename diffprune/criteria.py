@@ -19,7 +19,15 @@ def criterion_scores(criterion: Criterion) -> Callable[[nn.Module, ChannelGraph,
     """
 
     def scores(model: nn.Module, graph: ChannelGraph, inputs: ExampleInputs) -> Tensor:
-        found = importance(model, graph, criterion)
+        try:
+            found = importance(model, graph, criterion)
+        except (AttributeError, KeyError) as error:
+            raise BadData(
+                f"{type(criterion).__name__} finds no gradients, or none of what else it reads: {error!r}",
+                at="the scores of units",
+                effect="nothing was started",
+                fix="give a function of yours that fills them in (loss.backward()) and then calls what this returned",
+            ) from error
         if not found:
             raise BadData(
                 f"{type(criterion).__name__} scores no group of the network",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diffprune.bundles import Bundle, gate_of
+from diffprune.bundles import Bundle, Bundles, gate_of
 from diffprune.errors import NothingToCut
 from diffprune.gates import Gate, GatedModule, family
 from diffprune.products import places_of, products
@@ -164,16 +164,16 @@ def with_open(gates: Tensor) -> Tensor:
 
 
 def attach(
-    model: nn.Module, graph: ChannelGraph, *, gate: str | Gate = "diffprune", bundles: Iterable[Bundle] = ()
+    model: nn.Module, graph: ChannelGraph, *, gate: str | Gate = "diffprune", bundles: Bundles = ()
 ) -> GatedModel:
     """A copy of `model` with gates on every free unit of `graph`, all open at first.
 
-    Units in one of the `bundles` share a gate: `branches(graph)` drops whole residual branches.
+    Units in one of the `bundles` share a gate: `branches` drops whole residual branches.
 
     `gate` is a family by name ("diffprune", "diffprune-deterministic", "hard-concrete") or an object with the
     methods of `gates.Gate`. Raises NothingToCut.
     """
-    return GatedModel(model, graph, family(gate), bundles)
+    return GatedModel(model, graph, family(gate), bundles(graph) if callable(bundles) else bundles)
 
 
 def _group_of_gates(graph: ChannelGraph, of: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ def land(
     counts = _fill(rounded, widths, lambda c: cost(c, level) <= limit)
     reached = cost(counts, level)
     short = reached < budget.share * (1 - TOLERANCE)
-    step = "bundle of units" if all(width.bundled for width in widths) else f"step of {round_to} channels"
+    tied = " or bundle of units" * any(width.bundled for width in widths)
+    step = f"step of {round_to} channel{'s' * (round_to > 1)}{tied}"
     note = f"no further {step} fits into the rest of the budget" if short else None
     return Landing(opened(counts, level), reached, note, reopened)
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
@@ -15,13 +15,13 @@ from torch.utils._pytree import tree_map_only
 
 import surgery
 from diffprune.budget import Budget
-from diffprune.bundles import Bundle
+from diffprune.bundles import Bundles
 from diffprune.calibration import calibration, length, refuse_iterators
 from diffprune.choosing import Choice, Scores, choose, score_
 from diffprune.closed import staying_closed
 from diffprune.compensate import compensate_
 from diffprune.detectors import lost
-from diffprune.errors import BadBudget
+from diffprune.errors import BadBudget, DeviceMissing
 from diffprune.feeding import Batches
 from diffprune.gains import gains
 from diffprune.gated import GatedModel, attach
@@ -60,7 +60,7 @@ def compress(
     epochs: float = 5.0,
     recipe: Recipe | None = None,
     gate: str | Gate = "diffprune",
-    bundles: Iterable[Bundle] | Callable[[ChannelGraph], Iterable[Bundle]] = (),
+    bundles: Bundles = (),
     scores: Scores = gains,
     round_to: int | None = None,
     seed: int = 0,
@@ -94,6 +94,11 @@ def compress(
     asked_of = target(latency_device, threads=threads, batch=latency_batch, precision=latency_precision)
     _require_numbers(epochs, round_to)
     refuse_iterators(train=train, val=val)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise DeviceMissing(
+            "there is no CUDA device", at=f"compress(device={str(device)!r})", effect="nothing was started",
+            fix="use device='cpu', or a machine and a torch build with CUDA",
+        )  # fmt: skip
     parent = copied(model).to(device).eval()
     with own_random_state(parent), torch.enable_grad():
         torch.manual_seed(seed)
@@ -104,8 +109,7 @@ def compress(
         step = round_to or (probed.multiple if probed else 1)
         total = max(1, round(epochs * length(train))) if epochs else 0
         job = Job(parent, graph, example, images, batches, train, val, budget, recipe, asked_of, step, total, on_event)
-        bundled = bundles(graph) if callable(bundles) else bundles
-        cut = _cut(job, attach(parent, graph, gate=gate, bundles=bundled), scores)
+        cut = _cut(job, attach(parent, graph, gate=gate, bundles=bundles), scores)
         warnings = cut.choice.warnings + ([probed.doubt] if probed and probed.doubt else [])
         for text in warnings:
             on_event({"phase": "warning", "text": text})
@@ -236,9 +240,9 @@ def _sizes(cut: Cut, graph: ChannelGraph) -> dict[str, Any]:
 
 
 def _require_numbers(epochs: float, round_to: int | None) -> None:
-    if not 0 <= epochs < inf or (round_to is not None and round_to < 1):
+    if not 0 <= epochs < inf or not (round_to is None or (round_to >= 1 and hasattr(round_to, "__index__"))):
         raise BadBudget(
-            f"epochs={epochs} and round_to={round_to}; at least 0 and 1 are asked",
+            f"epochs={epochs} and round_to={round_to}; a number of at least 0 and a whole one of at least 1 are asked",
             at="compress",
             effect="nothing was started",
             fix="give epochs >= 0 and round_to >= 1",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,9 @@ def rows(report: Mapping[str, Any]) -> tuple[Row, ...]:
         Row(name, form(report[key]["dense"]), form(report[key]["pruned"]), _share(report[key]))
         for name, key, form in sized
     ]
-    accuracy = report["accuracy"]
+    budget, accuracy = report["budget"], report["accuracy"]
+    if budget["reopened"]:
+        sizes[1] = replace(sizes[1], note=f"{budget['reopened']} units kept: widths in steps of {budget['round_to']}")
     points = 100 * (accuracy["pruned"] - accuracy["dense"])
     examples = f"{count(accuracy['examples'])} held-out examples"
     change = f"{points:+.2f} points".replace("-", "\N{MINUS SIGN}")

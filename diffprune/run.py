@@ -169,7 +169,6 @@ def _shipped(
         found["cuda"] = measured_networks(prepared.model, result.model, origin.example, config)
     for device, comparison in found.items():
         folder.write_json(LATENCY_FILES[device], comparison.as_dict())
-    note = result.report["budget"]["note"]
     report = {
         **result.report,
         "model": config.model,
@@ -182,7 +181,7 @@ def _shipped(
         "parity": {name: file.parity.worst for name, file in files.items()},
         "latency": {device: latency(comparison, config.threads) for device, comparison in found.items()},
         "machine": found["cpu"].machine.as_dict(),
-        "warnings": [*diary.warnings, *result.report["warnings"], *([note] if note else [])],
+        "warnings": [*diary.warnings, *result.report["warnings"]],
         "curve": diary.curve,
     }
     return {**report, "warnings": [*report["warnings"], *missed(report)], "verdict": verdict(report)}

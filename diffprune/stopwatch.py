@@ -136,6 +136,16 @@ def doubts(measured: Comparison) -> list[str]:
     ]
 
 
+def apart(budget: Budget, measured: Comparison, round_to: int) -> str | None:
+    """A sentence if what is accepted lies further from the speed-up asked than a budget allows; else None."""
+    if _meets(budget, measured):
+        return None
+    found = f"{measured.speedup:.2f}x was measured where {budget.asked:g}x was asked"
+    if measured.speedup < budget.asked:
+        return f"{found}; the interval goes to {measured.high:.2f}"
+    return f"{found}; no try came closer, with widths in steps of {round_to} channels"
+
+
 def _meets(budget: Budget, measured: Comparison) -> bool:
     return budget.asked <= measured.speedup <= (1 + EXCESS) * budget.asked
 

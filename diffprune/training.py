@@ -47,11 +47,15 @@ class Recipe:
     compensate: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.distill <= 1 or not self.temperature > 0 or not self.lr >= 0:
-            raise ValueError(
-                "distill is a share from 0 to 1, temperature above 0 and lr at least 0; got "
-                f"distill={self.distill}, temperature={self.temperature}, lr={self.lr}"
-            )
+        for name in ("distill", "warm_up", "momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is at least 0 and at most 1; got {getattr(self, name)}")
+        for name in ("lr", "hints", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is at least 0; got {getattr(self, name)}")
+        for name in ("temperature", "clip"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} is above 0; got {value}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision is one of {', '.join(get_args(Precision))}; got {self.precision!r}")
 

@@ -122,6 +122,8 @@ def environment_warnings(machine: Machine, rounds: Rounds, settings: Settings) -
         )
     if machine.load_before is not None and machine.load_before > machine.cores / 2:
         found.append(f"other work was running: load {machine.load_before:g} on {machine.cores:g} usable cores")
+    if settings.device == "cpu" and settings.threads > machine.cores:
+        found.append(f"{settings.threads} threads take turns on {machine.cores:g} usable cores")
     if rounds.count < MIN_ROUNDS:
         found.append(f"only {rounds.count} rounds instead of {MIN_ROUNDS}, because a run takes so long")
     return tuple(found)

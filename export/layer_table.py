@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from export.errors import CannotMeasure
 from export.layer_kinds import LayerKind, Widths
 from export.layer_networks import in_torch
 from export.layers import RUNS, in_files
@@ -29,9 +30,14 @@ def layer_table(
     `folder`, by default `cache_folder()`, where it is added kind by kind: a table that was interrupted goes on.
 
     Raises:
-        CannotMeasure: the runtime does not run a layer.
+        CannotMeasure: the runtime does not run a layer, or tells no times of single ones.
         DeviceMissing: no such device here.
     """
+    if settings.runtime == "onnx" and (settings.device, settings.precision) != ("cpu", "fp32"):
+        raise CannotMeasure(
+            f"single layers were asked of onnxruntime on {settings.device} in {settings.precision}", at="settings",
+            effect="nothing was measured", fix="on a GPU, or in fp16, ask torch: runtime='cuda-graph' or 'eager'",
+        )
     measured = in_files if settings.runtime == "onnx" else in_torch
     file = (folder or cache_folder()) / f"layers-{_target(settings)}.json"
     known = _read(file)

@@ -14,8 +14,7 @@ from export.errors import BadOnnx
 from export.layer_kinds import LayerKind, TimedLayer, Widths, weight_shape
 from export.naming import TRANSPOSED
 from export.profiling import RUNS as PROFILED
-from export.profiling import NodeTime, profile
-from export.sessions import read_model
+from export.profiling import NodeTime, named, profile
 from export.settings import Settings
 
 PORTION = 1 << 28
@@ -36,7 +35,7 @@ def layers_of(
 
     Weights have the names that they have in the network, if `to_onnx` wrote the file.
     """
-    graph = read_model(path).graph
+    graph = named(path)[0].graph
     nodes = {node.name: node for node in graph.node}
     shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
     layers, rest = [], []
@@ -128,7 +127,7 @@ def side_by_side(kind: LayerKind, pairs: Sequence[Widths], batch: int) -> onnx.M
             attributes["group"] = kind.groups or widths[0]
         product = f"product_{name}"
         nodes.append(helper.make_node(kind.op, [f"x_{widths[0]}", f"weight_{name}"], [product], name, **attributes))
-        nodes.append(helper.make_node("Relu", [product], [f"y_{name}"]))  # fused, as it mostly is in networks
+        nodes.append(helper.make_node("Relu", [product], [f"y_{name}"], f"relu_{name}"))  # fused, as mostly in networks
         outputs.append(helper.make_tensor_value_info(f"y_{name}", TensorProto.FLOAT, None))
     inputs = [
         helper.make_tensor_value_info(f"x_{width}", TensorProto.FLOAT, _input_shape(kind, width, batch))

@@ -14,6 +14,7 @@ from torch import nn
 from export.alignment import WIDTHS, Step, decide
 from export.candidates import Candidate
 from export.clocks import clock_for
+from export.errors import CannotMeasure
 from export.files import file_candidate
 from export.networks import network_candidate, torch_as_asked
 from export.rounds import run_rounds
@@ -44,6 +45,11 @@ def probe_step(
         DeviceMissing: no such device here.
     """
     on_cpu = device == "cpu"
+    if on_cpu and precision != "fp32":
+        raise CannotMeasure(
+            f"a step in {precision} was asked of the CPU", at="precision", effect="nothing was run",
+            fix="use fp32, or device='cuda'",
+        )
     batch, runtime, scale = (1, "onnx", 1) if on_cpu else (GPU_BATCH, "cuda-graph", GPU_SCALE)
     settings = Settings(device, threads, batch, seed, runtime, precision)
     widths = [scale * width for width in WIDTHS]

@@ -3,15 +3,18 @@
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
+from export.errors import BadOnnx
 from export.feeds import input_specs, random_feed, runner, tried
-from export.sessions import open_session, read_model
+from export.sessions import data_files, open_session, read_model
 
 MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that the weight of a layer is given to."""
@@ -47,10 +50,12 @@ def profile(path: str | Path, *, threads: int = 1, batch: int = 1, runs: int = R
     The fastest of `runs` runs: other work on the machine only adds. Profiling itself takes some percent and the clock
     counts whole microseconds, so this is good for shares, not for claims. Raises what `measure` raises.
     """
-    events = _events(Path(path), threads, batch, runs + WARM_UP)
+    model, changed = named(path)
+    with _where(Path(path), model, changed) as file:
+        events = _events(file, threads, batch, runs + WARM_UP)
     per_run = len(events) // (runs + WARM_UP)
     times = np.array([e["dur"] for e in events], dtype=float).reshape(-1, per_run)[WARM_UP:].min(axis=0) / 1000
-    layers = _Layers(Path(path))
+    layers = _Layers(model.graph)
     found = []
     for event, ms in zip(events[:per_run], times, strict=True):
         name, args = event["name"].removesuffix("_kernel_time"), event["args"]
@@ -58,6 +63,38 @@ def profile(path: str | Path, *, threads: int = 1, batch: int = 1, runs: int = R
         layer = layers.find(name, args["op_name"], inputs)
         found.append(NodeTime(name, args["op_name"], float(ms), inputs, outputs[0] if outputs else (), layer))
     return tuple(found)
+
+
+def named(path: str | Path) -> tuple[onnx.ModelProto, bool]:
+    """A file in which every node has a name of its own, and whether some got it here: not all exporters give any.
+
+    Raises as `read_model`.
+    """
+    model, seen = read_model(path), {""}
+    bare = []
+    for node in model.graph.node:
+        if node.name in seen:
+            bare.append(node)
+        seen.add(node.name)
+    for index, node in enumerate(bare):
+        node.name = f"{node.op_type}_unnamed_{index}"
+    return model, bool(bare)
+
+
+@contextmanager
+def _where(path: Path, model: onnx.ModelProto, changed: bool) -> Iterator[Path]:
+    """Where the runtime finds the model: at `path`, unless it was changed. Raises BadOnnx."""
+    if not changed:
+        yield path
+        return
+    if beside := data_files(model):
+        raise BadOnnx(
+            "nodes have no names of their own, and the weights are in a data file", at=f"{path}, {', '.join(beside)}",
+            effect="nothing was measured", fix="give every node a name",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, str(Path(folder) / path.name))
+        yield Path(folder) / path.name
 
 
 def _events(path: Path, threads: int, batch: int, runs: int) -> list[dict[str, Any]]:
@@ -80,8 +117,7 @@ class _Layers:
     is named by the value it writes, its own or that of the activation or sum which went into it.
     """
 
-    def __init__(self, path: Path) -> None:
-        graph = read_model(path).graph
+    def __init__(self, graph: onnx.GraphProto) -> None:
         shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
         self._waiting = {
             node.name: shapes[node.input[1]]

@@ -7,6 +7,7 @@ identical pair came out up to 26 % apart that way, and 4 % in interleaved rounds
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -63,11 +64,11 @@ def run_rounds(
         timer: what takes a sample; by default `clock` does.
 
     Raises:
-        CannotMeasure: `seconds` is not positive.
+        CannotMeasure: `seconds` is not positive, or has no end.
     """
-    if not seconds > 0:
+    if not 0 < seconds < inf:
         raise CannotMeasure(
-            f"{seconds} seconds asked", at="seconds", effect="nothing was run", fix="ask for more than 0"
+            f"{seconds} seconds asked", at="seconds", effect="nothing was run", fix="ask for more than 0, and an end"
         )
     visit = timer or (lambda run, repeats: wall_timer(run, repeats, clock))
     repeats = [max(1, -(-VISIT_NS // max(1, _warm_up(run, clock, visit)))) for run in candidates]

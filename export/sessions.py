@@ -96,7 +96,7 @@ def _options(threads: int, profile_to: Path | None = None) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # errors come as exceptions
     if profile_to is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_to / "profile")

@@ -138,6 +138,13 @@ def test_what_means_nothing_is_refused() -> None:
         gate_of(graph, [one, one])
 
 
+def test_attach_takes_what_finds_bundles_as_compress_does() -> None:
+    model, graph, _ = traced(lambda: CifarResNet(1))
+    one, other = attach(model, graph, bundles=branches), attach(model, graph, bundles=branches(graph))
+    assert torch.equal(one.gate_of, other.gate_of)
+    assert len(one.logits) < graph.units
+
+
 def test_compress_drops_branches(tmp_path: Path) -> None:
     model, graph, x = traced(lambda: CifarResNet(3))
     batches = [(torch.randn(16, 3, 16, 16), torch.randint(5, (16,))) for _ in range(2)]

@@ -264,7 +264,13 @@ def test_data_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         from_user("their:data", None)
 
 
-@pytest.mark.parametrize("wrong", [{"distill": 2.0}, {"temperature": 0.0}, {"lr": -0.1}, {"lr": float("nan")}])
-def test_a_recipe_that_cannot_train_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="distill is a share from 0 to 1"):
-        Recipe(**wrong)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("distill", 2.0), ("temperature", 0.0), ("lr", -0.1), ("lr", float("nan")), ("hints", -1.0), ("clip", 0.0),
+        ("clip", -1.0), ("momentum", 2.0), ("warm_up", 3.0), ("weight_decay", -1e-4),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_train_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is .* 0.*; got {value}"):
+        Recipe(**{name: value})

@@ -153,3 +153,24 @@ def test_products_without_two_widths_are_no_layers(tmp_path: Path) -> None:
 
 def _never(*_: object, **__: object) -> None:
     raise AssertionError("measured again")
+
+
+@pytest.mark.parametrize("settings", [export.Settings("cuda"), export.Settings(precision="fp16")], ids=["cuda", "fp16"])
+def test_what_onnxruntime_tells_no_times_of_is_not_timed_on_the_cpu(settings: export.Settings, tmp_path: Path) -> None:
+    with pytest.raises(export.CannotMeasure, match="single layers were asked of onnxruntime on"):
+        export.layer_table({LINEAR: [(64, 10)]}, settings, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_of_a_file_whose_nodes_have_no_names(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(256, 4))
+    export.to_onnx(network, torch.randn(2, 3, 8, 8), tmp_path / "named.onnx")
+    model = onnx.load(tmp_path / "named.onnx")
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, tmp_path / "bare.onnx")
+    named, bare = (export.layers_of(tmp_path / name, runs=2) for name in ("named.onnx", "bare.onnx"))
+    assert [layer.weight for layer in bare[0]] == [layer.weight for layer in named[0]] == [
+        "0.weight", "2.weight", "4.weight",
+    ]  # fmt: skip
+    assert len(bare[1]) == len(named[1])
