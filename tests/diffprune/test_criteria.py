@@ -59,6 +59,12 @@ def test_a_criterion_of_torch_pruning_ranks_the_units(model: nn.Module) -> None:
     assert kept != chosen(model, criterion_scores(lambda group: -MAGNITUDE(group) + 100))
 
 
+def test_a_criterion_that_finds_no_gradients_says_what_to_do(model: nn.Module) -> None:
+    criterion = tp.importance.GroupTaylorImportance()
+    with pytest.raises(BadData, match=r"GroupTaylorImportance finds no gradients(.|\n)*loss\.backward\(\)"):
+        compress(model, batches(0), batches(1), budget=Budget(macs=0.5), epochs=0, scores=criterion_scores(criterion))
+
+
 def test_a_function_of_the_users_is_given_network_graph_and_images(model: nn.Module) -> None:
     told: list[tuple[int, ...]] = []
 

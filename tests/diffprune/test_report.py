@@ -181,7 +181,7 @@ def test_a_run_without_training_cutting_or_warnings_still_has_a_page() -> None:
 
 
 def test_a_speed_up_is_asked_in_times() -> None:
-    budget = {"kind": "speedup", "asked": 2.0, "reached": 2.31, "note": None}
+    budget = {"kind": "speedup", "asked": 2.0, "reached": 2.31, "note": None, "reopened": 0}
     assert "Speed-up asked 2.00x, reached 2.31x" in Page(render(changed(budget=budget))).text
 
 

@@ -198,6 +198,9 @@ def test_the_log_has_every_step_and_stage(folder: Path, report: dict[str, Any]) 
     steps = [event for event in events if "loss" in event]
     assert [{k: v for k, v in step.items() if k != "steps"} for step in steps] == report["curve"]
     stages = [event["phase"] for event in events if "loss" not in event]
+    said = [event["text"] for event in events if event["phase"] == "warning"]
+    assert said == [text for text in report["warnings"] if text in said]
+    stages = [stage for stage in stages if stage != "warning"]
     assert stages == ["probe", "dense", "cut", "recalibrate", "done", "export", "measure", "finished"]
     assert list(dict.fromkeys(event["phase"] for event in steps)) == ["parent", "search", "recover"]
 

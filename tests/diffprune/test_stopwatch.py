@@ -12,7 +12,7 @@ import export
 from diffprune import Budget, compress, stopwatch
 from diffprune.errors import BadBudget, BudgetUnreachable
 from diffprune.landing import land, least, least_share
-from diffprune.stopwatch import EXCESS, Stopwatch, doubts
+from diffprune.stopwatch import EXCESS, Stopwatch, apart, doubts
 from export import compare
 
 
@@ -192,3 +192,14 @@ def test_inputs_by_name_are_refused(tmp_path: Any) -> None:
     model, graph, _, x = timed()
     with pytest.raises(BadBudget, match="the example inputs are given by name"):
         stopwatch.stopwatch(model, graph, {"x": x}, tmp_path, step=8, tell=lambda event: None)
+
+
+def test_what_is_accepted_further_off_than_a_budget_allows_is_said() -> None:
+    budget = Budget(speedup=1.5)
+    assert apart(budget, SimpleNamespace(speedup=1.55, low=1.5, high=1.6), 8) is None
+    over = apart(budget, SimpleNamespace(speedup=1.62, low=1.6, high=1.64), 8)
+    assert over == (
+        "1.62x was measured where 1.5x was asked; no try came closer, with widths in steps of 8 channels"
+    )
+    below = apart(budget, SimpleNamespace(speedup=1.48, low=1.4, high=1.53), 8)
+    assert below == "1.48x was measured where 1.5x was asked; the interval goes to 1.53"

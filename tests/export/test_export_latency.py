@@ -66,6 +66,9 @@ def test_warnings_tell_load_and_too_few_rounds():
     assert "other work had the core for 50% of the time" in text
     assert "all took 2 times as long" in text
     assert environment_warnings(quiet, rounds(100, busy=0.5), replace(ONE, threads=2)) == ()
+    assert environment_warnings(quiet, rounds(100), replace(ONE, threads=64)) == (
+        "64 threads take turns on 2 usable cores",
+    )
 
 
 def test_a_file_that_loads_but_does_not_run_is_refused(files, tmp_path):

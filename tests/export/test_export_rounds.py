@@ -79,9 +79,10 @@ def test_the_seed_decides_the_order():
     assert first == again != other
 
 
-def test_no_time_is_refused():
-    with pytest.raises(export.CannotMeasure, match="-1 seconds asked"):
-        timed(1.0, seconds=-1)
+@pytest.mark.parametrize("seconds", [-1, 0, float("inf"), float("nan")])
+def test_no_time_and_time_without_an_end_are_refused(seconds):
+    with pytest.raises(export.CannotMeasure, match=f"{seconds} seconds asked"):
+        timed(1.0, seconds=seconds)
 
 
 def test_a_timer_of_its_own_takes_the_samples():
