@@ -15,6 +15,7 @@ from torch import Tensor
 
 from export.distance import Array
 from export.errors import NotQuantizable
+from export.files import stored_precision
 from export.sessions import open_session
 
 
@@ -36,8 +37,8 @@ def read_source(path: str | Path) -> Source:
         raise refused(f"the file takes {found}", path, "give a file with one float32 input, the images")
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise refused("the file is quantized already", path, "give the float32 file it was made from")
-    if not any(tensor.data_type == onnx.TensorProto.FLOAT for tensor in model.graph.initializer):
-        raise refused("the file holds no float32 weights", path, "give the float32 file")
+    if (held := stored_precision(Path(path))) != "fp32":
+        raise refused(f"the file holds weights in {held}", path, "give the float32 file")
     return Source(Path(path), model, inputs[0])
 
 

@@ -90,7 +90,15 @@ def _cleaned(small: onnx.ModelProto, source: Source, recipe: Mapping[str, Any]) 
 
 def _check_interface(written: onnx.ModelProto, source: Source) -> None:
     for kind in ("input", "output"):
-        found, wanted = ([(value.name, value.type) for value in getattr(model.graph, kind)]
-                         for model in (written, source.model))
-        if found != wanted:
-            raise refused(f"the {kind}s came out as {found}, not {wanted}", source.path, "please report this network")
+        made, given = getattr(written.graph, kind), getattr(source.model.graph, kind)
+        if len(made) != len(given) or not all(map(_same, made, given)):
+            raise refused(
+                f"the {kind}s came out as {list(made)}, not {list(given)}", source.path, "please report this network"
+            )
+
+
+def _same(made: onnx.ValueInfoProto, given: onnx.ValueInfoProto) -> bool:
+    """By name and type; by shape where `given` has one, which not every exporter writes."""
+    types = made.type.tensor_type, given.type.tensor_type
+    shape = not types[1].HasField("shape") or types[0].shape == types[1].shape
+    return made.name == given.name and types[0].elem_type == types[1].elem_type and shape

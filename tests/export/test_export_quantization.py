@@ -324,7 +324,7 @@ def test_files_that_cannot_become_smaller_are_refused(tmp_path, folder, made, im
     for path, fact in (
         (two, r"the file takes input_0 tensor\(float\), input_1 tensor\(int64\)"),
         (made["tensorrt"].path, "the file is quantized already"),
-        (made["fp16"].path, "the file holds no float32 weights"),
+        (made["fp16"].path, "the file holds weights in fp16"),
         (unweighted, "the file has no Conv, ConvTranspose, Gemm, MatMul to quantize"),
     ):
         batches = images if path != unweighted else [torch.rand(1, 3, 4, 4)]
@@ -381,3 +381,18 @@ def test_the_float32_file_is_named_with_its_weights_wherever_they_lie(image, tmp
         assert digest == file.sha256
         said.append(digest)
     assert said[0] != said[1]
+
+
+@pytest.mark.parametrize("what", ["outputs without a shape", "weights in constant nodes"])
+@pytest.mark.parametrize("make", [export.quantize, export.to_fp16])
+def test_files_of_other_exporters_become_smaller_too(tmp_path, folder, images, make, what):
+    model = onnx.load(folder / "float32.onnx")
+    if what == "outputs without a shape":
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+    else:
+        for weight in model.graph.initializer:
+            model.graph.node.insert(0, onnx.helper.make_node("Constant", [], [weight.name], value=weight))
+        del model.graph.initializer[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    small = make(tmp_path / "foreign.onnx", tmp_path / "small.onnx", images)
+    assert small.fidelity.sqnr_db > 15
