@@ -280,12 +280,16 @@ def verify(run: Annotated[Path, typer.Argument(help="the folder of a finished ru
     """
     from diffprune.verification import verify as checks
 
-    failures = []
+    failures, skipped = [], []
     for check in checks(run):
-        result = "pass" if check.failure is None else "FAIL"
-        _print(f"{result}  {check.name:<34}  {check.found or check.failure}")
+        result = "FAIL" if check.failure else "skip" if check.skipped else "pass"
+        _print(f"{result}  {check.name:<34}  {check.failure or check.found}")
         failures += [check.name] if check.failure else []
-    _print("", f"{len(failures)} checks failed: {', '.join(failures)}" if failures else "everything holds")
+        skipped += [check.name] if check.skipped else []
+    if skipped:
+        _print("", f"not checked: {', '.join(skipped)}")
+    held = "all else holds" if skipped else "everything holds"
+    _print("", f"{len(failures)} checks failed: {', '.join(failures)}" if failures else held)
     if failures:
         raise typer.Exit(1)
 

@@ -8,6 +8,8 @@ from diffprune.tables import add_row, table
 from diffprune.verdict import speed_in_words
 from export.recipes import has_vnni
 
+PRECISIONS = ("int8", "fp16")
+
 KEPT = 0.99
 """Below this share of the pruned network's accuracy a warning says so; MLPerf demands it of quantized networks."""
 

@@ -18,13 +18,12 @@ from diffprune.config import Config, load_config
 from diffprune.data import Batches, Data, load_data
 from diffprune.errors import BadConfig, BadData, BadRun
 from diffprune.manifest import NAME, list_too, read_manifest
-from diffprune.quantized import warnings
+from diffprune.quantized import PRECISIONS, warnings
 from diffprune.runfolder import as_json, require_files, write_atomically
 from diffprune.training import Event
 from export.recipes import TARGETS
 from export.sessions import read_model
 
-PRECISIONS = ("int8", "fp16")
 NEEDED = ("config.toml", "dense.onnx", "pruned.onnx")
 
 CALIBRATION_IMAGES = 256

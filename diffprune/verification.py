@@ -16,9 +16,12 @@ from diffprune.config import Config
 from diffprune.errors import NotVerified
 from diffprune.manifest import Manifest, read_manifest, versions
 from diffprune.pruned import SAVED, Origin, baked, reloaded, require_reproducible, twin_of
+from diffprune.quantized import PRECISIONS
 from diffprune.shipping import LATENCY_FILES, measured, measured_networks
 from diffprune.stored import TRAINED, dense_of, load_run
+from diffprune.weights import named_weights
 from export.drafts import sha256_of
+from export.sessions import read_model
 from export.statistics import ratio_interval, widened
 
 REPEATS = 1.05
@@ -30,11 +33,19 @@ SAME_MACHINE = {"cpu": ("cpu", "isa", "cores", "onnxruntime"), "cuda": ("gpu", "
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked: what was found, or why it does not hold (what, where, effect, fix)."""
+    """One thing that was checked: what was found, or why it does not hold (what, where, effect, fix).
+
+    What is `skipped` cannot be checked here; `found` says why.
+    """
 
     name: str
     found: str = ""
     failure: str | None = None
+    skipped: bool = False
+
+
+class _Skipped(Exception):
+    """Why something cannot be checked here."""
 
 
 def verify(run: str | Path) -> Iterator[Check]:
@@ -55,12 +66,14 @@ def verify(run: str | Path) -> Iterator[Check]:
         yield _failed("network", error)
     else:
         yield Check("network", f"{SAVED} fits {config.model}")
-        if (folder / TRAINED).is_file():
-            yield _check("parity, dense.onnx", partial(_dense_parity, folder, config, origin))
+        yield _check("parity, dense.onnx", partial(_dense_parity, folder, config, origin))
         for name, inside in baked(config, origin).items():
             for file in (folder / name, *([twin_of(folder / name)] if config.static_twin else [])):
                 yield _check(f"parity, {file.name}", partial(_parity, file, network, origin, inside))
         yield _check("written again", partial(_again, network, manifest))
+    for precision in PRECISIONS:
+        if (folder / f"pruned-{precision}.onnx").is_file():
+            yield _check(f"source, pruned-{precision}.onnx", partial(_source, folder, f"pruned-{precision}.onnx"))
     for device in ("cpu", "cuda") if config.latency_device == "cuda" else ("cpu",):
         where = "" if device == "cpu" else f", {device}"
         yield _check(f"report{where}", partial(_consistent, folder, manifest, device))
@@ -70,6 +83,8 @@ def verify(run: str | Path) -> Iterator[Check]:
 def _check(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, check())
+    except _Skipped as reason:
+        return Check(name, str(reason), skipped=True)
     except Exception as error:  # files of a stranger's can fail in every way, and the next check still tells something
         return _failed(name, error)
 
@@ -102,7 +117,24 @@ def _parity(file: Path, network: nn.Module, origin: Origin, inside: export.Prepr
 
 
 def _dense_parity(folder: Path, config: Config, origin: Origin) -> str:
+    if not (folder / TRAINED).is_file() and not named_weights(config.weights):
+        raise _Skipped("its weights are not part of the run: what it computes cannot be told")
     return _parity(folder / "dense.onnx", dense_of(folder, config, origin), origin, None)
+
+
+def _source(folder: Path, name: str) -> str:
+    """A smaller file says which float32 file it was made from."""
+    said = {entry.key: entry.value for entry in read_model(folder / name).metadata_props}
+    made_from, files = said.get("float32_sha256"), [folder / "pruned.onnx"]
+    files += [path for path in (folder / "pruned.onnx.data",) if path.is_file()]
+    if made_from != sha256_of(*files):
+        raise NotVerified(
+            f"it says that it was made from a file with sha256 {str(made_from)[:12]}, which pruned.onnx has not",
+            at=str(folder / name),
+            effect="what was measured of it says nothing about this pruned network",
+            fix="run diffprune quantize again",
+        )
+    return "made from pruned.onnx, as its own metadata say"
 
 
 def _again(network: nn.Module, manifest: Manifest) -> str:
@@ -153,7 +185,7 @@ def _speed(folder: Path, manifest: Manifest, device: str = "cpu") -> str:
     except (LookupError, TypeError, ValueError) as error:
         raise _unreadable(folder, file, error) from error
     if device == "cuda" and not torch.cuda.is_available():
-        return f"claimed {_range(claim)} on {made['gpu']}; there is no GPU here to measure it on"
+        raise _Skipped(f"claimed {_range(claim)} on {made['gpu']}; there is no GPU here to measure it on")
     found = measured(folder, manifest.config) if device == "cpu" else _measured_again(folder, manifest.config)
     here = found.machine.as_dict()
     told = f"claimed {_range(claim)}, here {_range(export.Interval(found.speedup, found.low, found.high))}"

@@ -16,8 +16,9 @@ import torch
 from newcomer import MODULE, Outcome, typed, working_in
 
 import export
-from diffprune import quantizing
+from diffprune import quantizing, verification
 from diffprune.data import load_data
+from diffprune.errors import NotVerified
 from diffprune.manifest import read_manifest
 from diffprune.quantized import warnings
 from diffprune.report import milliseconds, percent
@@ -73,10 +74,19 @@ def test_the_folder_gains_two_files_and_keeps_the_others(outcome: Outcome, here:
         name: hashlib.sha256(after[name]).hexdigest() for name in ("pruned-int8.onnx", "pruned-int8.json")
     }
     read_manifest(here / "one")
+
     for name in after.keys() - before.keys():
         assert (here / "one" / name).stat().st_mode & 0o044
         for place in (here, Path.home(), Path(__file__).parents[2]):
             assert str(place).encode() not in after[name], name
+
+
+def test_verify_knows_what_a_smaller_file_was_made_from(outcome: Outcome, here: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(here / "one", tmp_path / "run")
+    assert verification._source(folder, "pruned-int8.onnx").startswith("made from pruned.onnx")
+    (folder / "pruned-int8.onnx").write_bytes((folder / "pruned.onnx").read_bytes())
+    with pytest.raises(NotVerified, match=r"made from a file with sha256 None, which pruned\.onnx has not"):
+        verification._source(folder, "pruned-int8.onnx")
 
 
 def test_the_numbers_are_those_of_the_files(report: dict[str, Any], here: Path) -> None:
