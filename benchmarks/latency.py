@@ -3,7 +3,7 @@
     python -m benchmarks.latency
 
 torchvision's networks at 224 pixels with random weights and images, batch 1, one thread: this is about speed, not
-accuracy. Ours ranks units as `compress` does, by what they contribute per millisecond, cuts until the measured speed-up
+accuracy. Ours ranks units by what they contribute to the answer per millisecond, cuts until the measured speed-up
 is the one asked (`diffprune.stopwatch`), and is measured once more then. torch-pruning (random importance over all
 layers, its own code) takes as many MACs as ours did at 2x, with its widths as they come and rounded by its `round_to`.
 The table of layers is built anew for every network.

@@ -75,6 +75,9 @@ def explain_lines(folder: Path, *, threads: int | None = None, batch: int | None
     (dense, dense_rest), (pruned, pruned_rest) = (
         export.layers_of(file, threads=threads, batch=batch) for file in files
     )
+    if config and config.latency_device != "cpu":
+        yield "this run asked a GPU to be fast; what follows is onnxruntime on this CPU"
+        yield ""
     roofline, step = export.measure_roofline(threads=threads), export.default_step()
     rows = explained(dense, pruned, roofline, step)
     yield _pairs(rows)

@@ -74,7 +74,6 @@ def test_the_folder_gains_two_files_and_keeps_the_others(outcome: Outcome, here:
         name: hashlib.sha256(after[name]).hexdigest() for name in ("pruned-int8.onnx", "pruned-int8.json")
     }
     read_manifest(here / "one")
-
     for name in after.keys() - before.keys():
         assert (here / "one" / name).stat().st_mode & 0o044
         for place in (here, Path.home(), Path(__file__).parents[2]):

@@ -64,6 +64,7 @@ def test_a_run_reports_both_and_verify_says_what_it_could_not_measure(
         assert stored["dense"]["runtime"] == "eager"
         assert json.loads(Path("runs/gpu/latency.json").read_text())["dense"]["runtime"] == "onnx"
         assert "on this GPU" in report["verdict"]
+        assert "what follows is onnxruntime on this CPU" in typed("explain", "runs/gpu").out
         verified = typed("verify", "runs/gpu").out
         assert "pass  report, cuda" in verified
         assert re.search(r"^skip  speed-up, cuda +claimed .* there is no GPU here to measure it on$", verified, re.M)
