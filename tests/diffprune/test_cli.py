@@ -36,6 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         pair = {"dense": 2, "pruned": 1}
         report = {
             "accuracy": {"dense": 0.9, "pruned": 0.9, "examples": 10},
+            "budget": {"reopened": 3, "round_to": 8},
             **dict.fromkeys(("macs", "params", "file_bytes"), pair),
             "latency": {"cpu": {**latency, "batch": 1, "verdict": "faster", "warnings": ["mind", "mind"]}},
             "verdict": "It is [b]faster[/b].",
