@@ -73,7 +73,7 @@ def rows(report: Mapping[str, Any]) -> tuple[Row, ...]:
     ]
     budget, accuracy = report["budget"], report["accuracy"]
     if budget["reopened"]:
-        sizes[1] = replace(sizes[1], note=f"{budget['reopened']} units kept: widths in steps of {budget['round_to']}")
+        sizes[1] = replace(sizes[1], note=f"{count(budget['reopened'])} units kept: steps of {budget['round_to']}")
     points = 100 * (accuracy["pruned"] - accuracy["dense"])
     examples = f"{count(accuracy['examples'])} held-out examples"
     change = f"{points:+.2f} points".replace("-", "\N{MINUS SIGN}")

@@ -229,7 +229,8 @@ def test_the_table_in_a_terminal() -> None:
     verdict = REPORT["latency"]["cpu"] | {"verdict": "[red]not markup[/red]"}
     Console(file=out, width=140).print(summary_table(changed(latency={"cpu": verdict})))
     text = plain(out.getvalue())
-    for part in ("Parameters", "MACs", "File size", "Accuracy", "Latency, cpu", "5.43 ms", "2.32x [2.21, 2.43]"):
+    for part in ("Parameters", "MACs", "File size", "Accuracy", "Latency, cpu", "5.43 ms", "2.32x [2.21, 2.43]",
+                 "1 357 units kept: steps of 16"):
         assert part in text
     assert "[red]not markup[/red]" in text
     assert [row.name for row in rows(REPORT)] == ["Parameters", "MACs", "File size", "Accuracy", "Latency, cpu"]
