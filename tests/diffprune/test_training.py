@@ -14,7 +14,7 @@ from diffprune import Budget, compress
 from diffprune.data.own import from_user
 from diffprune.errors import BadData, TrainingDiverged
 from diffprune.feeding import endless, unpack
-from diffprune.training import Recipe, fit_, step_
+from diffprune.training import TRUST, Recipe, fit_, step_
 
 CPU = torch.device("cpu")
 
@@ -274,3 +274,18 @@ def test_data_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_recipe_that_cannot_train_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is .* 0.*; got {value}"):
         Recipe(**{name: value})
+
+
+def test_a_step_of_a_recovery_moves_the_weights_by_little_of_their_length() -> None:
+    def moved(hinted: bool) -> float:
+        torch.manual_seed(0)
+        model, batch = nn.Linear(4, 3), (torch.randn(8, 4), torch.arange(8) % 3)
+        before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        steep = (lambda: 1e4 * model.weight.square().sum()) if hinted else None
+        recipe = Recipe(distill=0.0, hints=1.0, weight_decay=0.0, warm_up=0.0, lr=10.0)
+        fit_(model, iter([batch]), recipe, steps=range(1), total=10, hint=steep, phase="recover")
+        after = nn.utils.parameters_to_vector(model.parameters()).detach()
+        return float((after - before).norm() / before.norm())
+
+    assert 0 < moved(True) <= 1.91 * 0.1 * TRUST, "the first step of Nesterov's momentum of 0.9"
+    assert moved(False) > 1, "that is for recoveries, which have hints"
