@@ -21,7 +21,7 @@ from diffprune.choosing import Choice, Scores, choose, score_
 from diffprune.closed import staying_closed
 from diffprune.compensate import compensate_
 from diffprune.detectors import lost
-from diffprune.errors import BadBudget, DeviceMissing
+from diffprune.errors import BadBudget
 from diffprune.feeding import Batches
 from diffprune.gains import gains
 from diffprune.gated import GatedModel, attach
@@ -30,7 +30,7 @@ from diffprune.hints import hinted, hinting
 from diffprune.landing import require_reachable
 from diffprune.recover import accuracy, recalibrate_
 from diffprune.stopwatch import stopwatch
-from diffprune.target import probe, target
+from diffprune.target import probe, require_device, target
 from diffprune.training import Event, Recipe, fit_
 from export import Settings
 from surgery import ChannelGraph, ExampleInputs, SizeModel
@@ -94,11 +94,7 @@ def compress(
     asked_of = target(latency_device, threads=threads, batch=latency_batch, precision=latency_precision)
     _require_numbers(epochs, round_to)
     refuse_iterators(train=train, val=val)
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise DeviceMissing(
-            "there is no CUDA device", at=f"compress(device={str(device)!r})", effect="nothing was started",
-            fix="use device='cpu', or a machine and a torch build with CUDA",
-        )  # fmt: skip
+    require_device(device, "device")
     parent = copied(model).to(device).eval()
     with own_random_state(parent), torch.enable_grad():
         torch.manual_seed(seed)

@@ -13,13 +13,13 @@ import surgery
 from diffprune.budget import Budget
 from diffprune.config import Config
 from diffprune.data import Data, load_data
-from diffprune.errors import BadConfig, BadData, DeviceMissing, first_line
+from diffprune.errors import BadConfig, BadData, first_line
 from diffprune.gated import require_groups
 from diffprune.landing import require_reachable
 from diffprune.models import load_model
 from diffprune.pruned import normalised
 from diffprune.stopwatch import stopwatch
-from diffprune.target import target
+from diffprune.target import require_device, target
 from diffprune.training import Event
 from export import Settings
 
@@ -99,13 +99,7 @@ def answer(model: nn.Module, images: Tensor, *, at: str, effect: str, fix: str) 
 def require_devices(config: Config) -> None:
     """Raises DeviceMissing."""
     for name in ("device", "latency_device"):
-        if getattr(config, name) == "cuda" and not torch.cuda.is_available():
-            raise DeviceMissing(
-                "there is no CUDA device",
-                at=f"{name} = cuda",
-                effect="nothing was started",
-                fix=f"use {name} = cpu, or a machine and a torch build with CUDA",
-            )
+        require_device(getattr(config, name), name)
 
 
 def target_of(config: Config) -> Settings:

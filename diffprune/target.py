@@ -1,8 +1,21 @@
 """Where a network is to be fast: what a speed-up is asked of, and measured on."""
 
+import torch
+
 import export
-from diffprune.errors import BadConfig
+from diffprune.errors import BadConfig, DeviceMissing
 from export import Settings
+
+
+def require_device(device: str | torch.device, option: str) -> None:
+    """Raises DeviceMissing. `option` is what asked for it."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise DeviceMissing(
+            "there is no CUDA device",
+            at=f"{option} = {device}",
+            effect="nothing was started",
+            fix=f"use {option} = cpu, or a machine and a torch build with CUDA",
+        )
 
 
 def target(device: str = "cpu", *, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Settings:
