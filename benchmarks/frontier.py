@@ -42,7 +42,7 @@ RESULTS = Path(__file__).parent / "results" / "frontier.json"
 LATENCY = RESULTS.with_name("frontier_latency.json")
 FILES = RESULTS.with_name("frontier")
 PICTURE = Path(__file__).parents[1] / "docs" / "frontier.svg"
-OURS = {"diffprune": 1, "diffprune-4": 4}
+OURS: dict[str, dict[str, Any]] = {"diffprune": {"round_to": 1}, "diffprune-4": {"round_to": 4}}
 """Ours with widths as they come, like the peers, and with multiples of 4, which onnxruntime computes faster."""
 CELL = ("network", "epochs", "factor", "method", "seed", "precision", "device")
 """What tells one cell from the others. A seed on a GPU is another run: rounding and the noise of gates differ."""
@@ -79,12 +79,13 @@ def setup(cell: Cell, folder: Path, device: str) -> Setup:
     return Setup(model, data, x, labels, steps, 1 / cell["factor"], seed, recipe)
 
 
-def ours(given: Setup, round_to: int) -> nn.Module:
+def ours(given: Setup, **options: Any) -> nn.Module:
+    """With `options` of `compress`."""
     train: Any = given.data.train if given.steps else [given.x]
     epochs = given.steps / len(given.data.train)
+    shared = {"recipe": given.recipe, "seed": given.seed, "device": given.x.device}
     return compress(
-        given.model, train, given.data.val, budget=Budget(macs=given.share), epochs=epochs, recipe=given.recipe,
-        seed=given.seed, round_to=round_to, device=given.x.device,
+        given.model, train, given.data.val, budget=Budget(macs=given.share), epochs=epochs, **shared | options
     ).model
 
 
@@ -129,7 +130,7 @@ def outer_layers(model: nn.Module) -> list[str]:
 def measure(cell: Cell, folder: Path, device: str = "cpu") -> Cell:
     given, started = setup(cell, folder, device), time.perf_counter()
     name = cell["method"]
-    small = ours(given, OURS[name]) if name in OURS else peer(name, given)
+    small = ours(given, **OURS[name]) if name in OURS else peer(name, given)
     seconds = time.perf_counter() - started
     dense, small, image = given.model.cpu(), small.cpu(), given.x[:1].cpu()
     found = {
@@ -242,7 +243,7 @@ def picture(results: list[Cell], path: Path) -> None:
 
 def _style(method: str) -> dict[str, Any]:
     if method in OURS:
-        return {"color": "black", "lw": 2, "ls": "-" if OURS[method] == 1 else "--", "zorder": 9}
+        return {"color": "black", "lw": 2, "ls": "-" if method == "diffprune" else "--", "zorder": 9}
     return {"color": f"C{list(PEERS).index(method)}"}
 
 

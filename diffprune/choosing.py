@@ -18,9 +18,6 @@ from diffprune.search import search_
 from diffprune.stopwatch import Stopwatch, apart, doubts
 from diffprune.training import Event, Recipe
 
-SEARCH_SHARE = 0.05
-"""Share of all training steps that is spent on the search; the rest recovers. See docs/experiments.md."""
-
 Scores = Callable[[nn.Module, surgery.ChannelGraph, Tensor], Tensor]
 """From a network, its graph and images to what each unit is worth: shape (units,), at least 0, in graph order."""
 
@@ -69,7 +66,7 @@ def choose(
     watch: Stopwatch | None,
     tell: Event,
 ) -> tuple[nn.Module, Choice]:
-    """Search for a SEARCH_SHARE of `total` steps, all of them if the network is frozen, and land on the budget.
+    """Search for the recipe's share of `total` steps, all of them if the network is frozen, and land on the budget.
 
     Gives the dense network with the weights after the search, and what to keep of it.
 
@@ -82,7 +79,8 @@ def choose(
         return land(aim, gated.size, gated.scores(), round_to=round_to, gate_of=gated.gate_of)
 
     frozen = not any(p.requires_grad for p in parent.parameters())
-    steps = min(max(round((1.0 if frozen else SEARCH_SHARE) * total), 1), total)
+    share = 1.0 if frozen else recipe.search
+    steps = min(max(round(share * total), 1), total) if share else 0
     start = landed()
     search_(gated, batches, aim, recipe, steps=steps, total=total, parent=parent, on_event=tell)
     if watch:

@@ -35,8 +35,9 @@ class Recipe:
     is added to it. `clip` is the longest that the gradient of all weights together may be, if anything: training from
     scratch under a tight budget asks for it, a recovery has a limit of its own. With `precision` "bfloat16" networks
     run under autocast, which takes half the time where the processor has such instructions (GPUs, AVX512_BF16) and
-    much more where it has not; weights, gates and losses stay float32. With `compensate` what is left is fitted to the
-    dense network after the cut, by least squares.
+    much more where it has not; weights, gates and losses stay float32. `search` is the share of all steps that gates
+    learn in before the cut, one step at least; with 0 units are chosen by their scores alone. With `compensate` what is
+    left is fitted to the dense network after the cut, by least squares.
     """
 
     lr: float = 0.01
@@ -48,10 +49,11 @@ class Recipe:
     warm_up: float = 0.05
     clip: float | None = None
     precision: Precision = "float32"
+    search: float = 0.05
     compensate: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("distill", "warm_up", "momentum"):
+        for name in ("distill", "warm_up", "momentum", "search"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is at least 0 and at most 1; got {getattr(self, name)}")
         for name in ("lr", "hints", "weight_decay"):

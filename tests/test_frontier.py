@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from zoo import randomised
 
-from benchmarks import frontier, parents
+from benchmarks import frontier, parents, variants
 from benchmarks.cells import run_cells
 from benchmarks.cifar_resnet import CifarResNet
 from benchmarks.parents import PARENTS
@@ -80,12 +80,27 @@ def test_a_method_runs_its_steps_on_a_device(
     data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
     model = copy.deepcopy(dense).to(device)
     setup = frontier.Setup(model, data, x.to(device), labels.to(device), 4, 0.6, 0, Recipe())
-    small = frontier.ours(setup, 1) if method == "diffprune" else frontier.peer(method, setup)
+    small = frontier.ours(setup) if method == "diffprune" else frontier.peer(method, setup)
     assert next(small.parameters()).device.type == device
     assert not small.training
     assert macs(small, setup.x[:1]) < 0.61 * macs(model, setup.x[:1])
-    untrained = frontier.ours(replace(setup, steps=0), 1) if method == "diffprune" else model
+    untrained = frontier.ours(replace(setup, steps=0)) if method == "diffprune" else model
     assert not torch.equal(small.linear.weight, untrained.linear.weight)
+
+
+def test_a_variant_changes_what_it_says(
+    dense: nn.Module, images: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(8, 4, lambda: iter([images] * 4))
+    data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
+    setup = frontier.Setup(dense, data, *images, 4, 0.6, 0, Recipe())
+    asked, compress = [], frontier.compress
+    monkeypatch.setattr(frontier, "compress", lambda *args, **given: asked.append(given) or compress(*args, **given))
+    for options in variants.VARIANTS.values():
+        assert 0 <= variants.compressed(setup, **options) <= 1
+    assert len({(options.get("gate"), options["recipe"]) for options in asked}) == len(variants.VARIANTS)
+    rows = [{"variant": name, "factor": 2, "seed": 0, "accuracy": 0.5} for name in ("no fit", "as it is")]
+    assert variants.table(rows).splitlines()[2:] == ["| as it is | 50.00 | 1 |", "| no fit | 50.00 | 1 |"]
 
 
 def test_a_peer_trains_on_the_first_order_of_the_data(

@@ -274,9 +274,11 @@ def test_no_epochs_select_by_gain_fit_and_recalibrate(parent: nn.Module, train: 
         ({"gate": "diffprune-deterministic"}, {"gate": "diffprune-deterministic"}),
         ({"round_to": 8}, {}),
         ({"recipe": Recipe(lr=0.01, distill=0.0)}, {"lr": 0.01, "distill": 0.0}),
+        ({"recipe": Recipe(search=0.0)}, {"search_steps": 0}),
+        ({"recipe": Recipe(search=1.0)}, {"search_steps": 16}),
         ({"example_inputs": torch.zeros(1, 1, 8, 8) + torch.arange(8.0)}, {}),
     ],
-    ids=["params", "hard-concrete", "own-gate", "deterministic", "round_to", "recipe", "example"],
+    ids=["params", "hard-concrete", "own-gate", "fixed", "round_to", "recipe", "no-search", "search", "example"],
 )
 def test_other_settings(
     parent: nn.Module, train: Batches, val: Batches, options: dict[str, Any], words: dict[str, Any]
