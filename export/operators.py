@@ -16,13 +16,16 @@ else:
     _original = vars(ONNXRegistry)["from_torchlib"]
     _made_anew: Any = ONNXRegistry.from_torchlib
 
+LATE = ("torchvision::", "quantized_decomposed::")
+"""Of the libraries that the exporter translates, those that torch knows only once they are imported."""
+
 
 @contextmanager
 def operators_once() -> Iterator[None]:
     """Inside, `torch.onnx.export` takes half the time for a small network from the second call on.
 
     It reads and translates the source of some 500 functions of onnxscript for its table. That comes out the same
-    until torch knows other operators, such as torchvision's.
+    until torch learns such operators as torchvision's.
     """
     if Registry is None:
         yield
@@ -35,10 +38,10 @@ def operators_once() -> Iterator[None]:
 
 
 def _known(*given: Any, **named: Any) -> Any:
-    return _table(len(torch._C._dispatch_get_all_op_names()), *given, **named)
+    return _table(sum(name.startswith(LATE) for name in torch._C._dispatch_get_all_op_names()), *given, **named)
 
 
 @cache
 def _table(operators: int, *given: Any, **named: Any) -> Any:
-    """For the time in which torch knows so many operators."""
+    """For the time in which torch knows so many of the late operators."""
     return _made_anew(*given, **named)
