@@ -8,8 +8,9 @@ from typing import Any
 from jinja2 import Template
 
 from diffprune.pruned import STATIC, Origin
+from diffprune.quantized import COLUMNS, quantized_rows, sentences
 from diffprune.report import rows, size, templates, tiny, warnings, words
-from export import OnnxFile
+from export import OnnxFile, this_machine
 
 MOST_LABELS = 20
 """More are only in the metadata of the files."""
@@ -37,6 +38,14 @@ def export_card(files: Sequence[OnnxFile], origin: Origin, saved: str, manifest:
         saved=saved,
         manifest=manifest,
     )
+
+
+def quantized_card(report: Mapping[str, Any], origin: Origin) -> str:
+    """The same for the file that `quantize_run` reports on."""
+    return _template("quantized_card.md").render(
+        **_usage(origin, report["file"], baked=False), report=report, head=COLUMNS, rows=quantized_rows(report),
+        sentences=sentences(report), machine=this_machine(),
+    )  # fmt: skip
 
 
 def _template(name: str) -> Template:

@@ -10,6 +10,8 @@ from export.recipes import has_vnni
 
 PRECISIONS = ("int8", "fp16")
 
+COLUMNS = ("", "size", "accuracy", "agreement", "SQNR", "latency", "speed-up")
+
 KEPT = 0.99
 """Below this share of the pruned network's accuracy a warning says so; MLPerf demands it of quantized networks."""
 
@@ -34,14 +36,23 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
 
 def quantized_lines(report: Mapping[str, Any]) -> Iterator[Any]:
     """A table and sentences for a terminal."""
+    drawn = table(*COLUMNS, right=range(1, 7))
+    for row in quantized_rows(report):
+        add_row(drawn, *row)
+    yield drawn
+    yield ""
+    yield from sentences(report)
+    yield from (f"warning: {text}" for text in dict.fromkeys(report["warnings"]))
+
+
+def quantized_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """COLUMNS of the dense, the pruned and the smaller network."""
     precision, latency = report["recipe"]["precision"], report["latency"]
-    drawn = table("", "size", "accuracy", "agreement", "SQNR", "latency", "speed-up", right=range(1, 7))
     for key in ("dense", "pruned", precision):
         against = latency[f"dense_{'pruned' if key == 'dense' else key}"]
         mine = against["dense" if key == "dense" else "small"]["median"]
         smaller = key == precision
-        add_row(
-            drawn,
+        yield (
             key,
             size(report["file_bytes"][key]),
             percent(report["accuracy"][key]),
@@ -50,10 +61,13 @@ def quantized_lines(report: Mapping[str, Any]) -> Iterator[Any]:
             milliseconds(mine),
             "" if key == "dense" else f"{times(against['speedup'])} [{against['low']:.2f}, {against['high']:.2f}]",
         )
-    yield drawn
-    yield ""
+
+
+def sentences(report: Mapping[str, Any]) -> Iterator[str]:
+    """How fast it is, and what the numbers were taken on."""
+    precision = report["recipe"]["precision"]
     for other in ("dense", "pruned"):
-        found = latency[f"{other}_{precision}"]
+        found = report["latency"][f"{other}_{precision}"]
         speed = speed_in_words(found["speedup"], found["low"], found["high"])
         yield f"{report['file']}, compared with {other}.onnx, is {speed}"
     seen = report["recipe"]["examples"]
@@ -61,4 +75,3 @@ def quantized_lines(report: Mapping[str, Any]) -> Iterator[Any]:
         f"agreement and SQNR are those with pruned.onnx on {report['accuracy']['examples']} held-out images; "
         f"{seen} training images were {'calibrated on' if precision == 'int8' else 'tried first'}"
     )
-    yield from (f"warning: {text}" for text in dict.fromkeys(report["warnings"]))

@@ -14,10 +14,12 @@ from torch import Tensor
 
 import export
 from diffprune import shipping
+from diffprune.card import quantized_card
 from diffprune.config import Config, load_config
 from diffprune.data import Batches, Data, load_data
 from diffprune.errors import BadConfig, BadData, BadRun
 from diffprune.manifest import NAME, list_too, read_manifest
+from diffprune.pruned import require_same_bytes
 from diffprune.quantized import PRECISIONS, warnings
 from diffprune.runfolder import as_json, require_files, write_atomically
 from diffprune.training import Event
@@ -42,7 +44,7 @@ def quantize_run(
     data: str | None = None,
     on_event: Event = lambda event: None,
 ) -> dict[str, Any]:
-    """Everything `diffprune quantize` does: RUN/pruned-PRECISION.onnx and a .json beside it, whose content is returned.
+    """Everything `diffprune quantize` does: RUN/pruned-PRECISION.onnx, its card, and a .json, which is returned.
 
     Calibrated with training images as they are, without augmentation; judged on the held-out ones. When all is measured
     the files take the places of older ones, one after the other, and the manifest lists them.
@@ -57,12 +59,13 @@ def quantize_run(
         BadRun: the folder is not that of a finished run.
         BadConfig: an unknown precision or target. BadData: the data of the run is gone or damaged.
         NotQuantizable, BadOnnx: as `export.quantize`.
+        NotReproducible: the file comes out otherwise the second time.
     """
     _require_known(precision, target)
     require_files(folder, NEEDED)
     config = load_config(folder / "config.toml")
-    if (folder / NAME).is_file():
-        read_manifest(folder)  # a damaged one is found now, not when all is measured
+    # A damaged manifest is found now, not when all is measured.
+    origin = read_manifest(folder).origin if (folder / NAME).is_file() else None
     loaded = load_data(
         data or config.data, image_size=config.image_size, batch=config.batch, seed=config.seed, augment=False
     )
@@ -77,19 +80,35 @@ def quantize_run(
         files = {"dense": folder / "dense.onnx", "pruned": folder / "pruned.onnx"}
         draft = Path(drafts) / f"{name}.onnx"
         on_event({"phase": "calibrate"})
-        images = list(_images(loaded.train))
-        if precision == "int8":
-            small = export.quantize(files["pruned"], draft, images, target=target or "x86")
-        else:
-            small = export.to_fp16(files["pruned"], draft, images)
+        small = _made_twice(files["pruned"], draft, list(_images(loaded.train)), precision, target or "x86")
         report = small.as_dict() | _measured(files | {precision: draft}, precision, loaded.val, config, on_event)
         report["warnings"] = list(warnings(report))
-        text = write_atomically(Path(drafts) / f"{name}.json", as_json(report))
-        for file in (text, draft):
+        done = [draft, write_atomically(Path(drafts) / f"{name}.json", as_json(report))]
+        if origin:
+            done.append(write_atomically(Path(drafts) / f"{name}.card.md", quantized_card(report, origin)))
+        for file in done:
             os.replace(file, folder / file.name)
-    if (folder / NAME).is_file():
-        list_too(folder, (draft.name, text.name))
+    if origin:
+        list_too(folder, [file.name for file in done])
     return report
+
+
+def _made_twice(source: Path, draft: Path, images: list[Tensor], precision: str, target: str) -> export.Quantized:
+    """Write `draft`. Raises NotReproducible if it comes out otherwise the second time."""
+
+    def made(path: Path) -> export.Quantized:
+        if precision == "int8":
+            return export.quantize(source, path, images, target=target)
+        return export.to_fp16(source, path, images)
+
+    with tempfile.TemporaryDirectory() as elsewhere:
+        once = made(Path(elsewhere) / draft.name)
+    small = made(draft)
+    require_same_bytes(
+        {draft.name: small.sha256}, {draft.name: once.sha256}, source=source.name,
+        known="please report this with your versions of onnxruntime and onnx",
+    )
+    return small
 
 
 def _require_known(precision: str, target: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -62,16 +63,19 @@ def logits(path: Path, images: torch.Tensor) -> np.ndarray:
     return found
 
 
-def test_the_folder_gains_two_files_and_keeps_the_others(outcome: Outcome, here: Path) -> None:
+ADDED = {"pruned-int8.onnx", "pruned-int8.json", "pruned-int8.card.md"}
+
+
+def test_the_folder_gains_three_files_and_keeps_the_others(outcome: Outcome, here: Path) -> None:
     before = {path.name: path.read_bytes() for path in (here / "finished").iterdir()}
     after = {path.name: path.read_bytes() for path in (here / "one").iterdir()}
-    assert after.keys() - before.keys() == {"pruned-int8.onnx", "pruned-int8.json"}
+    assert after.keys() - before.keys() == ADDED
     old, new = before.pop("manifest.json"), after.pop("manifest.json")
     assert {name: after[name] for name in before} == before
     listed, added = json.loads(old)["files"], json.loads(new)["files"]
     assert {name: added[name] for name in listed} == listed
     assert {name: added[name]["sha256"] for name in added.keys() - listed.keys()} == {
-        name: hashlib.sha256(after[name]).hexdigest() for name in ("pruned-int8.onnx", "pruned-int8.json")
+        name: hashlib.sha256(after[name]).hexdigest() for name in ADDED
     }
     read_manifest(here / "one")
     for name in after.keys() - before.keys():
@@ -175,10 +179,36 @@ def test_images_in_another_order_each_time_are_judged_by_their_own_labels(here: 
     assert shuffled["fidelity"]["top1_agreement"] == 1
 
 
-def test_a_second_time_gives_the_same_file(outcome: Outcome, here: Path) -> None:
-    once = (here / "one/pruned-int8.onnx").read_bytes()
-    assert typed("quantize", "one", "--precision", "int8", "--target", "x86").code == 0
-    assert (here / "one/pruned-int8.onnx").read_bytes() == once
+def test_its_card_has_the_numbers_and_code_that_runs(
+    outcome: Outcome, report: dict[str, Any], here: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    card = (here / "one/pruned-int8.card.md").read_text()
+    assert f"| {percent(report['accuracy']['int8'])} |" in card
+    assert f"| {milliseconds(report['latency']['dense_int8']['small']['median'])} |" in card
+    assert "uint8 activations" in card
+    assert "`x86-" in card
+    (block,) = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(here / "one")
+    exec(compile(block, "card", "exec"), {})
+    assert int(capsys.readouterr().out.strip("[]\n")) in range(10)
+
+
+def test_a_file_that_comes_out_otherwise_the_second_time_is_not_written(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, quantize = sorted(run.iterdir()), export.quantize
+    seen: list[Path] = []
+
+    def drifting(path: Path, output: Path, images: list[torch.Tensor], *, target: str) -> Any:
+        seen.append(output)
+        return quantize(path, output, [x + len(seen) for x in images], target=target)
+
+    monkeypatch.setattr(export, "quantize", drifting)
+    found = typed("quantize", run)
+    assert found.code == 2
+    assert "NotReproducible: 1 of 1 files come out with other bytes" in found.err
+    assert sorted(run.iterdir()) == before
 
 
 def test_it_is_calibrated_with_training_images_as_they_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,4 +308,3 @@ def test_what_is_interrupted_leaves_the_older_file(run: Path, monkeypatch: pytes
     monkeypatch.setattr(export, "compare", interrupted)
     assert typed("quantize", run).code == 130
     assert sorted(path.name for path in run.iterdir()) == before
-    assert (run / "pruned-int8.onnx").read_bytes() == b"older"
