@@ -123,14 +123,20 @@ def runner(session: Any, feed: Feed, *, device: str) -> Callable[[], object]:
 
 def tried(run: Callable[[], object], path: Path, specs: Sequence[InputSpec]) -> None:
     """Run a file once. Raises BadOnnx if it does not run on inputs of the shapes it declares."""
+    fix = "export the network again; export.to_onnx tries several batch sizes before it hands out a file"
+    if bare := [spec.name for spec in specs if not spec.shape]:
+        fix = f"the file says no sizes of input {bare[0]}, so a single number was tried: {_give_sizes(bare[0])}"
     try:
         run()
     except Exception as error:
         raise BadOnnx(
             f"onnxruntime cannot run the file: {one_line(error)}",
-            at=f"{path} with {', '.join(map(str, specs))}", effect="nothing was measured",
-            fix="export the network again; export.to_onnx tries several batch sizes before it hands out a file",
+            at=f"{path} with {', '.join(map(str, specs))}", effect="nothing was measured", fix=fix,
         ) from error
+
+
+def _give_sizes(name: str) -> str:
+    return f"give the sizes behind the batch: shapes={{{name!r}: (3, 224, 224)}} or --input {name}=3,224,224"
 
 
 def _shape(name: str, declared: Axes, asked: Axes, path: Path) -> tuple[int, ...]:
@@ -147,7 +153,7 @@ def _shape(name: str, declared: Axes, asked: Axes, path: Path) -> tuple[int, ...
         if not isinstance(size, int):
             raise CannotMeasure(
                 f"axis {axis} of input {name}, {size or 'unnamed'}, has no fixed size", at=at, effect="nothing was run",
-                fix=f"give the sizes behind the batch: shapes={{{name!r}: (3, 224, 224)}} or --input {name}=3,224,224",
+                fix=_give_sizes(name),
             )
         if isinstance(own, int) and own != size and axis == 0:
             raise CannotMeasure(

@@ -4,9 +4,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import export
+from export.errors import BadOnnx
 from export.feeds import InputSpec, input_specs, random_feed
 
 PATH = Path("model.onnx")
@@ -39,6 +42,20 @@ def test_sizes_that_are_given_hold_where_the_file_says_nothing():
     silent = session(("x", [], "tensor(float)"))
     assert input_specs(silent, batch=8, path=PATH, shapes={"x": (3, 4, 4)})[0].shape == (8, 3, 4, 4)
     assert input_specs(silent, batch=8, path=PATH)[0].shape == ()
+
+
+def test_who_leaves_an_input_without_sizes_is_asked_for_them(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], "conv")], "silent",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w")],
+    )  # fmt: skip
+    path = tmp_path / "silent.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
+    with pytest.raises(BadOnnx, match=r"says no sizes of input x.*--input x=3,224,224"):
+        export.measure(path, seconds=0.05)
+    assert export.measure(path, seconds=0.05, shapes={"x": (3, 4, 4)}).median > 0
 
 
 def test_an_unusual_type_is_refused():
