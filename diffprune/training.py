@@ -93,7 +93,11 @@ class Recipe:
         output, t = _at_least_float32(logits(output)), self.temperature
         if parent is None:
             if labels is None:
-                raise ValueError("without labels a parent to imitate is needed")
+                raise BadData(
+                    "the training data has no labels, and without labels a parent to imitate is needed",
+                    at="the loss of a training step", effect="nothing was learned",
+                    fix="give labels, or a trained network that a smaller one can imitate (weights, no parent epochs)",
+                )
             return F.cross_entropy(output, labels)
         theirs = F.log_softmax(_at_least_float32(parent) / t, 1)
         imitate = t**2 * F.kl_div(F.log_softmax(output / t, 1), theirs, log_target=True, reduction="batchmean")

@@ -167,9 +167,9 @@ def test_what_shortcuts_pad_is_pinned_and_all_else_is_free() -> None:
 def test_published_weights_reach_their_accuracy_and_a_tenth_can_go() -> None:
     model = PARENTS["resnet20"].trained(DATA, "cpu")
     data = load_data(f"cifar10:{DATA / 'cifar10'}", batch=500)
-    some = [batch for batch, _ in zip(data.val, range(2), strict=False)]
+    some = [batch for batch, _ in zip(data.val, range(1), strict=False)]
     right, count = accuracy(model, some)
-    assert count == 1000
+    assert count == 500
     assert right == pytest.approx(0.915, abs=0.002), "of these images; 0.9173 of all"
     graph = surgery.trace(model, some[0][0][:2])
     keep = {g.name: torch.arange(g.units) >= g.units // 8 for g in graph.groups}

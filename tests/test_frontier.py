@@ -221,7 +221,7 @@ def test_a_cell_is_trained_first_and_timed_when_all_are(
     x, labels = images
     batches = Batches(8, 2, lambda: iter([(x, labels)] * 2))
     data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
-    given = frontier.Setup(copy.deepcopy(dense), data, x, labels, 2, 0.5, 0, Recipe(precision="bfloat16"))
+    given = frontier.Setup(copy.deepcopy(dense), data, x, labels, 2, 0.5, 0, Recipe())
     monkeypatch.setattr(frontier, "setup", lambda cell, folder, device: given)
     for name in ("RESULTS", "LATENCY"):
         monkeypatch.setattr(frontier, name, tmp_path / f"{name}.json")

@@ -29,10 +29,14 @@ def load_data(
     - `mnist:PATH`: the unpacked idx files in PATH/MNIST/raw.
     - `imagefolder:PATH`: PATH/train/CLASS/ and PATH/val/CLASS/, or PATH/CLASS/ of which a fifth is held out; S = 224.
       The shorter side becomes 256/224 of S, then the centre is cropped, as for torchvision's ImageNet weights.
-    - `npz:PATH`: train_images, train_labels, val_images, val_labels. uint8 (N, H, W, C) becomes 0..1 and is normalised
-      by `mean` and `std` (C,) of the file, or else of the training images; float (N, C, H, W) is left as it is.
+      Pictures in PATH/train itself have no labels.
+    - `npz:PATH`: train_images, perhaps train_labels, val_images, val_labels. uint8 (N, H, W, C) becomes 0..1 and is
+      normalised by `mean` and `std` (C,) of the file, or else of the training images; float (N, C, H, W) is left as it
+      is.
     - `package.module:function`: what the user's function returns, `(train, val)` or `Data`. This imports and runs the
       user's code. The batches of `(train, val)` are read once from end to end, to check and count them.
+
+    Without labels to train on, `compress` learns from the dense network's answers alone.
 
     `image_size` resizes stored arrays to squares. `augment` changes what is trained on: for cifar10 a crop out of the
     image padded by 4 and a flip, for imagefolder a flip. Nothing is ever unpickled.

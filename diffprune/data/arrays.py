@@ -19,22 +19,28 @@ DIGITS = ((0.305,), (0.376,))
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def side(images: Tensor, labels: NDArray[Any], at: str) -> Side:
-    """Images (N, C, H, W) in memory with their labels, both checked."""
+def side(images: Tensor, labels: NDArray[Any] | None, at: str) -> Side:
+    """Images (N, C, H, W) in memory with their labels, if there are any, both checked."""
+    if not len(images):
+        raise bad_data("there are no images", at, "give at least one image for training and one for validation")
+    if labels is None:
+        return Side(images.__getitem__, len(images), None)
     if labels.ndim != 1 or len(labels) != len(images):
         fix = "give one label for each image"
         raise bad_data(f"{len(images)} images but labels of shape {labels.shape}", at, fix)
-    if not len(labels):
-        raise bad_data("there are no images", at, "give at least one image for training and one for validation")
     if not np.issubdtype(labels.dtype, np.integer):
         raise bad_data(f"labels are {labels.dtype}, not integers", at, "number the classes from 0")
     if not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
         raise bad_data(f"labels go from {labels.min()} to {labels.max()}", at, "number the classes from 0")
-    return Side(read=images.__getitem__, labels=torch.from_numpy(labels.astype(np.int64)))
+    return Side(images.__getitem__, len(images), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _highest(sides: Iterable[Side]) -> int:
+    return max(int(side.labels.max()) for side in sides if side.labels is not None)
 
 
 def _below(sides: Iterable[Side], classes: int, at: object) -> None:
-    highest = max(int(side.labels.max()) for side in sides)
+    highest = _highest(sides)
     if highest >= classes:
         fact = f"a label is {highest}, but there are {classes} classes"
         raise bad_data(fact, at, f"number the classes from 0 to {classes - 1}")
@@ -138,9 +144,9 @@ def _idx(path: Path, axes: int) -> NDArray[np.uint8]:
 
 
 def npz(path: Path, _size: int) -> Source:
-    arrays = _arrays(path, ("train_images", "train_labels", "val_images", "val_labels"))
+    arrays = _arrays(path, ("train_images", "val_images", "val_labels"))
     images = {half: _channels_first(arrays[f"{half}_images"], f"{half}_images in {path}") for half in ("train", "val")}
-    train, val = (side(images[half], arrays[f"{half}_labels"], f"{half} in {path}") for half in ("train", "val"))
+    train, val = (side(images[half], arrays.get(f"{half}_labels"), f"{half} in {path}") for half in ("train", "val"))
     found = {half: (tuple(values.shape[1:]), values.dtype) for half, values in images.items()}
     if found["train"] != found["val"]:
         fact = f"training images are {found['train']}, validation images {found['val']}"
@@ -149,8 +155,7 @@ def npz(path: Path, _size: int) -> Source:
     mean, std = (0.0,) * channels, (1.0,) * channels
     if images["train"].dtype == torch.uint8:
         mean, std = _statistics(arrays, images["train"], path)
-    classes = 1 + max(int(side.labels.max()) for side in (train, val))
-    return Source(train, val, tuple(map(str, range(classes))), (channels, height, width), mean, std)
+    return Source(train, val, tuple(map(str, range(1 + _highest((train, val))))), (channels, height, width), mean, std)
 
 
 def _channels_first(images: NDArray[Any], at: str) -> Tensor:

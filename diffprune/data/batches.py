@@ -5,6 +5,7 @@ Letters: N images, C channels, H rows, W columns, S the side of a square image.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +26,16 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]  # images to images of the
 class Batches:
     """Batches of (images (N, C, H, W) float32, labels (N,) int64), to be iterated as often as needed.
 
+    Images to train on may have None in the place of their labels: the dense network's answers are learned from then.
+
     examples: how many images one pass gives at most. batches: how many batches. start: begins one pass.
     """
 
     examples: int
     batches: int
-    start: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+    start: Callable[[], Iterator[tuple[Tensor, Any]]]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         return self.start()
 
     def __len__(self) -> int:
@@ -57,10 +60,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Side:
-    """Half of a data set as it is stored; labels (N,) int64."""
+    """Half of a data set as it is stored, `count` images; labels (count,) int64, if there are any."""
 
     read: Read
-    labels: Tensor
+    count: int
+    labels: Tensor | None
+
+    def labels_of(self, part: Tensor) -> Tensor | None:
+        return None if self.labels is None else self.labels[part]
 
 
 @dataclass(frozen=True)
@@ -106,31 +113,30 @@ def _parts(indices: Tensor, batch: int) -> list[Tensor]:
 
 
 def _in_order(side: Side, prepare: Callable[[Tensor], Tensor], *, batch: int) -> Batches:
-    parts = _parts(torch.arange(len(side.labels)), batch)
+    parts = _parts(torch.arange(side.count), batch)
 
-    def start() -> Iterator[tuple[Tensor, Tensor]]:
-        return ((prepare(side.read(part)), side.labels[part]) for part in parts)
+    def start() -> Iterator[tuple[Tensor, Any]]:
+        return ((prepare(side.read(part)), side.labels_of(part)) for part in parts)
 
-    return Batches(examples=len(side.labels), batches=len(parts), start=start)
+    return Batches(examples=side.count, batches=len(parts), start=start)
 
 
 def _shuffled(
     side: Side, prepare: Callable[[Tensor], Tensor], augment: Augment | None, *, batch: int, seed: int
 ) -> Batches:
     passes = torch.Generator().manual_seed(seed)
-    count = len(side.labels)
     # The rest that does not fill a batch is left out: batch norm would take its statistics over a handful of images.
     # The next pass has another order, so nothing is left out for good.
-    batches = max(1, count // batch)
+    batches = max(1, side.count // batch)
 
-    def start() -> Iterator[tuple[Tensor, Tensor]]:
+    def start() -> Iterator[tuple[Tensor, Any]]:
         # A generator of its own for each pass: one that is given up half-way does not change the next.
         draw = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=passes)))
-        for part in _parts(torch.randperm(count, generator=draw), batch)[:batches]:
+        for part in _parts(torch.randperm(side.count, generator=draw), batch)[:batches]:
             images = side.read(part)
-            yield prepare(images if augment is None else augment(images, draw)), side.labels[part]
+            yield prepare(images if augment is None else augment(images, draw)), side.labels_of(part)
 
-    return Batches(examples=count, batches=batches, start=start)
+    return Batches(examples=side.count, batches=batches, start=start)
 
 
 def flipped(images: Tensor, draw: torch.Generator) -> Tensor:

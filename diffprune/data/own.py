@@ -21,11 +21,13 @@ def from_user(spec: str, image_size: int | None) -> Data:
         data = _plain(given, spec)
     elif isinstance(given, tuple | list) and len(given) == 2:
         train, val = (_checked(half, f"{name} of {spec}") for half, name in zip(given, ("train", "val"), strict=True))
+        if val[2] is None:
+            raise bad_data("validation batches have no labels", spec, "give (images, labels): they tell the accuracy")
         if train[1] != val[1]:
             raise bad_data(
                 f"training images are {train[1]}, validation images {val[1]}", spec, "make (C, H, W) the same"
             )
-        channels, labels = train[1][0], tuple(map(str, range(max(train[2], val[2]) + 1)))
+        channels, labels = train[1][0], tuple(map(str, range(max(train[2] or 0, val[2]) + 1)))
         data = Data(train[0], val[0], labels, train[1], (0.0,) * channels, (1.0,) * channels)
     else:
         fact = f"the function returned {type(given).__name__}, not (train, val) or a diffprune Data"
@@ -51,40 +53,55 @@ def _plain(given: Data, at: str) -> Data:
     return replace(given, labels=labels, input_shape=shape, mean=mean, std=std)
 
 
-def _checked(given: Any, at: str) -> tuple[Batches, tuple[int, int, int], int]:
-    """The user's batches, their (C, H, W) and the highest label, from one whole pass."""
+def _checked(given: Any, at: str) -> tuple[Batches, tuple[int, int, int], int | None]:
+    """The user's batches, their (C, H, W) and the highest label, if there are any, from one whole pass."""
     if not isinstance(given, Iterable):
         raise bad_data(f"{type(given).__name__} is not a series of batches", at, AGAIN)
     if isinstance(given, Iterator):
         raise bad_data(f"{type(given).__name__} can be iterated only once", at, AGAIN)
-    examples = batches = highest = 0
+    examples = batches = 0
+    highest: int | None = None
     shape: tuple[int, ...] | None = None
     for batch in ending(given):
         images, labels = _pair(batch, at)
         if shape not in (None, tuple(images.shape[1:])):
             raise bad_data(f"images are {shape}, then {tuple(images.shape[1:])}", at, "give images of one size")
         shape = tuple(images.shape[1:])
-        examples, batches, highest = examples + len(labels), batches + 1, max(highest, int(labels.max()))
+        examples, batches = examples + len(images), batches + 1
+        if labels is not None:
+            highest = max(highest or 0, int(labels.max()))
     if shape is None:
         raise bad_data("there are no batches", at, AGAIN)
 
-    def start() -> Iterator[tuple[Tensor, Tensor]]:
+    def start() -> Iterator[tuple[Tensor, Any]]:
         return (_pair(batch, at) for batch in given)
 
     channels, height, width = shape
     return Batches(examples, batches, start), (channels, height, width), highest
 
 
-def _pair(batch: Any, at: str) -> tuple[Tensor, Tensor]:
-    """A user's batch as (images float32, labels int64)."""
-    images, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (None, None)
-    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        raise bad_data("a batch is not a pair of tensors", at, "give (images, labels)")
-    if images.ndim != 4 or not images.is_floating_point() or labels.shape != images.shape[:1] or not len(labels):
-        fact = f"images are {tuple(images.shape)} {images.dtype}, labels {tuple(labels.shape)}"
-        raise bad_data(fact, at, "give float images (N, C, H, W) and labels (N,)")
+def _pair(batch: Any, at: str) -> tuple[Tensor, Tensor | None]:
+    """A user's batch as (images float32, labels int64), without labels where there are none."""
+    parts: Any = (batch,) if isinstance(batch, Tensor) else batch
+    match parts:
+        case (Tensor() as images,) | (Tensor() as images, None):
+            return _images(images, at), None
+        case (Tensor() as images, Tensor() as labels):
+            return _images(images, at), _labels(labels, len(images), at)
+    raise bad_data("a batch is no pair of tensors, nor images alone", at, "give (images, labels), or images")
+
+
+def _images(images: Tensor, at: str) -> Tensor:
+    if images.ndim != 4 or not images.is_floating_point() or not len(images):
+        raise bad_data(f"images are {tuple(images.shape)} {images.dtype}", at, "give float images (N, C, H, W)")
+    return images.float()
+
+
+def _labels(labels: Tensor, count: int, at: str) -> Tensor:
+    if labels.shape != (count,):
+        raise bad_data(f"labels are {tuple(labels.shape)} for {count} images", at, "give one label for each image")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if not whole or not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
         fact = f"labels are {labels.dtype}, from {labels.min()} to {labels.max()}"
         raise bad_data(fact, at, "number the classes from 0, as integers")
-    return images.float(), labels.long()
+    return labels.long()

@@ -20,6 +20,8 @@ def imagefolder(path: Path, size: int) -> Source:
     if train.is_dir() != val.is_dir():
         absent = "val" if train.is_dir() else "train"
         raise bad_data(f"the folder {absent} is missing", path, "give both train and val, or only folders of classes")
+    if train.is_dir() and _pictures(train) and not _folders(train):
+        return _without_labels(path, size)
     if train.is_dir():
         labels = _classes(train, path)
         unknown = set(_classes(val, path)) - set(labels)
@@ -39,16 +41,32 @@ def imagefolder(path: Path, size: int) -> Source:
         if not files[1]:
             fact = "no class has the 3 pictures that it takes to hold one out"
             raise bad_data(fact, path, "add pictures, or divide them into train and val")
-    train_side, val_side = (
-        Side(_decoded([file for file, _ in half], path, size), torch.tensor([index for _, index in half]))
-        for half in files
-    )
-    return Source(train_side, val_side, labels, (3, size, size), *IMAGENET, augment=flipped)
+    return _source(_side(files[0], path, size), _side(files[1], path, size), labels, size)
+
+
+def _without_labels(path: Path, size: int) -> Source:
+    """Pictures in train itself, and val with a folder for each class."""
+    labels, found = _classes(path / "val", path), _pictures(path / "train")
+    held = [(file, index) for index, label in enumerate(labels) for file in _pictures(path / "val" / label)]
+    return _source(Side(_decoded(found, path, size), len(found), None), _side(held, path, size), labels, size)
+
+
+def _source(train: Side, val: Side, labels: tuple[str, ...], size: int) -> Source:
+    return Source(train, val, labels, (3, size, size), *IMAGENET, augment=flipped)
+
+
+def _side(files: list[tuple[Path, int]], root: Path, size: int) -> Side:
+    indices = torch.tensor([index for _, index in files])
+    return Side(_decoded([file for file, _ in files], root, size), len(files), indices)
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _classes(folder: Path, root: Path) -> tuple[str, ...]:
     """The names of the folders of classes, sorted; none of them empty."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = _folders(folder)
     empty = [name for name in names if not _pictures(folder / name)]
     if not names or empty:
         where = (folder / empty[0] if empty else folder).relative_to(root)

@@ -1,5 +1,6 @@
 """What a newcomer gets wrong: one screen with what, where, effect and fix, exit code 2, and nothing left behind."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "unreadable/cat").mkdir(parents=True)
         for number in range(5):
             (folder / f"unreadable/cat/{number}.png").write_bytes(b"no picture")
+        shutil.copytree(folder / "pictures/val", folder / "unlabelled/val")
+        shutil.copytree(folder / "pictures/train/cat", folder / "unlabelled/train")
         (folder / "taken").mkdir()
         (folder / "taken/report.json").write_text("{}")
         graph = surgery.trace(load_model(SMALL).eval(), torch.randn(2, 1, 8, 8))
@@ -100,6 +103,7 @@ COMPRESS = "compress --image-size 8 --batch 32 --epochs 1 --round-to 1 --output 
         (f"{MODULE}:colour --data digits", "BadData: the network does not take images of (1, 8, 8)"),
         (f"{MODULE}:rigid --image-size 9", "BadData: the network does not take images of (1, 9, 9)"),
         (f"{MODULE}:few {PARENT}", "BadConfig: the network answers 2 images with (2, 2)"),
+        (f"{MODULE}:colour --data imagefolder:unlabelled {PARENT}", "BadData: the training data has no labels"),
         (f"{SMALL} --macs 0", "macs = 0.0; allowed: a MACs share, above 0"),
         (f"{SMALL} --macs 1.5", "macs = 1.5; allowed"),
         (f"{SMALL} --params 0.5", "budget: macs = 0.5 and params = 0.5"),
@@ -225,7 +229,7 @@ def test_the_same_words_without_the_fault_are_accepted(here: Path) -> None:
     for name, batch in (("x", "batch"), ("x-static", 1)):
         (given,) = onnxruntime.InferenceSession(here / f"{name}.onnx").get_inputs()
         assert (given.type, given.shape) == ("tensor(uint8)", [batch, 8, 8, 1])
-    outcome = typed(*f"{COMPRESS} {MODULE}:colour --data imagefolder:pictures --output fine".split())
+    outcome = typed(*f"{COMPRESS} {MODULE}:colour --data imagefolder:unlabelled --output fine".split())
     assert outcome.code == 0, outcome.err
 
 

@@ -174,7 +174,7 @@ def test_refusal_and_wrong_usage_are_exit_code_2_in_a_shell() -> None:
 
 
 def test_a_run_that_is_interrupted_leaves_nothing(here: Path) -> None:
-    words = f"compress --model {MODULE}:factory --data digits --image-size 8 --batch 8 --epochs 1000 --macs 0.5"
+    words = f"compress --model {MODULE}:colour --data npz:colour.npz --batch 8 --epochs 100000 --macs 0.5"
     child = command(*words.split(), "--round-to", "1", "--output", "runs/one", preexec_fn=_hears)
     try:
         assert child.stderr is not None

@@ -223,6 +223,20 @@ def test_imagefolder_with_train_and_val(tmp_path: Path) -> None:
     assert torch.allclose(colours, torch.tensor([40.0, 50.0, 60.0]).view(3, 1, 1).expand_as(colours), atol=3)
 
 
+def test_images_to_train_on_may_have_no_labels(tmp_path: Path, user: str) -> None:
+    for number in range(3):
+        picture(tmp_path / "pictures" / "train" / f"{number}.png")
+        picture(tmp_path / "pictures" / "val" / f"class {number}" / "a.png")
+    specs = f"npz:{npz(tmp_path, train_labels=None)}", f"imagefolder:{tmp_path / 'pictures'}", f"{user}:unlabelled"
+    for spec, classes, examples in zip(specs, (4, 3, 2), (10, 3, 5), strict=True):
+        data = load_data(spec, batch=2)
+        assert (len(data.labels), data.train.examples) == (classes, examples)
+        for images, labels in data.train:
+            assert images.shape[1:] == data.input_shape
+            assert labels is None
+        assert everything(data.val)[1].max() == classes - 1
+
+
 def test_imagefolder_takes_the_centre(tmp_path: Path) -> None:
     """A picture of three stripes, three times as wide as high: the centre is the middle stripe alone."""
     for index in range(5):
@@ -276,6 +290,7 @@ def test_cifar_of_the_wrong_shape(tmp_path: Path, changes: Arrays, fact: str) ->
 @pytest.mark.parametrize(
     ("changes", "fact"),
     [
+        ({"train_images": np.zeros((0, 6, 5, 3), np.uint8), "train_labels": None}, "there are no images"),
         ({"val_labels": None, "train_images": None}, "arrays missing: train_images, val_labels; the file has"),
         ({"val_images": np.zeros((4, 6, 6, 3), np.uint8)}, r"training images are \(\(3, 6, 5\).*validation images"),
         ({"train_images": np.zeros((10, 6, 5), np.uint8)}, r"images are \(10, 6, 5\) uint8"),
@@ -402,7 +417,9 @@ def once(): return iter(side(3)), side(2)
 def one(): return side(3)
 def nothing(): return side(0), side(2)
 def number(): return 3, side(2)
-def bare(): return [torch.ones(2, 3, 8, 8)], side(2)
+def bare(): return ["images"], side(2)
+def unlabelled(): return [torch.ones(2, 3, 8, 8), (torch.ones(3, 3, 8, 8),)], side(2)
+def blind(): return side(2), [torch.ones(2, 3, 8, 8)]
 def whole(): return side(1, dtype=torch.uint8), side(2)
 def sizes(): return side(1, (3, 9, 9)), side(2)
 def mixed(): return side(1, (3, 9, 9)) + side(1), side(2)
@@ -445,7 +462,8 @@ def test_the_users_batches(user: str) -> None:
         ("one", r"the function returned list, not \(train, val\)"),
         ("nothing", "there are no batches"),
         ("number", "int is not a series of batches"),
-        ("bare", "a batch is not a pair of tensors"),
+        ("bare", "a batch is no pair of tensors"),
+        ("blind", "validation batches have no labels"),
         ("whole", r"images are \(2, 3, 8, 8\) torch.uint8"),
         ("sizes", r"training images are \(3, 9, 9\), validation images \(3, 8, 8\)"),
         ("mixed", r"images are \(3, 9, 9\), then \(3, 8, 8\)"),

@@ -23,6 +23,7 @@ NETWORKS = (
     "residual", "dense_concat", "depthwise", "grouped", "tied_weight", "bare_scale", "class_token", "layer_norm_mlp",
     "group_norm", "chunk_gate", "multihead_attention", "transposed", "shared_module",
 )
+FEW = ("residual", "multihead_attention")
 Make = Callable[[Iterable[Any]], Optimizer]
 OPTIMIZERS: dict[str, Make] = {
     "sgd": partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -93,8 +94,10 @@ def assert_goes_on(
     return small
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "kind"), [
+    pytest.param(name, kind, marks=[pytest.mark.soak] * (kind in ("nesterov", "amsgrad") and name not in FEW))
+    for name in NETWORKS for kind in OPTIMIZERS
+])
 def test_the_next_step_is_that_of_the_masked_network(name: str, kind: str) -> None:
     make = OPTIMIZERS[kind]
     model, optimizer, graph = trained(name, make)
@@ -117,7 +120,7 @@ def no_state(optimizer: Optimizer, model: nn.Module, small: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["residual", "multihead_attention"])
+@pytest.mark.parametrize("name", FEW)
 def test_a_wrong_slice_or_none_would_be_seen(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make = OPTIMIZERS[kind]
     with pytest.raises(AssertionError):
