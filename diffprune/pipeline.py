@@ -33,6 +33,7 @@ from diffprune.stopwatch import stopwatch
 from diffprune.target import probe, require_device, target
 from diffprune.training import Event, Recipe, fit_
 from export import Settings
+from export.settings import ONE_THREAD
 from surgery import ChannelGraph, ExampleInputs, SizeModel
 from surgery.capture import own_random_state
 from surgery.rebuilding import copied
@@ -93,6 +94,7 @@ def compress(
     recipe, started = recipe or Recipe(), time.perf_counter()
     asked_of = target(latency_device, threads=threads, batch=latency_batch, precision=latency_precision)
     _require_numbers(epochs, round_to)
+    _require_measured(budget, asked_of)
     refuse_iterators(train=train, val=val)
     require_device(device, "device")
     parent = copied(model).to(device).eval()
@@ -242,6 +244,16 @@ def _require_numbers(epochs: float, round_to: int | None) -> None:
             at="compress",
             effect="nothing was started",
             fix="give epochs >= 0 and round_to >= 1",
+        )
+
+
+def _require_measured(budget: Budget, asked_of: Settings) -> None:
+    if budget.kind != "speedup" and asked_of != ONE_THREAD:
+        raise BadBudget(
+            f"threads, latency_batch, latency_device or latency_precision were given with a budget of {budget.kind}",
+            at="compress",
+            effect="nothing was started: such a budget is met without measuring a latency",
+            fix="leave them out, and give them to export.compare afterwards; or give Budget(speedup=...)",
         )
 
 

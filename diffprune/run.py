@@ -135,6 +135,10 @@ def _train_parent_(prepared: Prepared, config: Config, tell: Event) -> None:
 
 
 def _compressed(prepared: Prepared, config: Config, budget: Budget, tell: Event) -> Result:
+    how: dict[str, Any] = {
+        "threads": config.threads, "latency_batch": config.latency_batch, "latency_device": config.latency_device,
+        "latency_precision": config.latency_precision,
+    }  # fmt: skip
     return compress(
         prepared.model,
         prepared.data.train,
@@ -147,10 +151,7 @@ def _compressed(prepared: Prepared, config: Config, budget: Budget, tell: Event)
         round_to=int(config.round_to),
         seed=config.seed,
         device=config.device,
-        threads=config.threads,
-        latency_batch=config.latency_batch,
-        latency_device=config.latency_device,
-        latency_precision=config.latency_precision,
+        **(how if budget.kind == "speedup" else {}),
         on_event=tell,
     )
 

@@ -350,6 +350,7 @@ def test_what_is_refused_before_any_training(parent: nn.Module, train: Batches, 
     refused(BadBudget, "epochs=nan", parent, train, val, epochs=float("nan"))
     refused(BadBudget, "epochs=inf", parent, train, val, epochs=float("inf"))
     refused(BadBudget, "round_to=0", parent, train, val, round_to=0)
+    refused(BadBudget, "were given with a budget of macs", parent, train, val, threads=2)
     refused(BadData, "the training data is empty", parent, [], val)
     refused(BadData, "train is a generator, which can be read only once", parent, once(), val)
     refused(BadData, "val is a list_iterator", parent, train, iter(val))
