@@ -94,8 +94,8 @@ class Recipe:
         if parent is None:
             if labels is None:
                 raise BadData(
-                    "the training data has no labels, and without labels a parent to imitate is needed",
-                    at="the loss of a training step", effect="nothing was learned",
+                    "the images have no labels, and without labels a parent to imitate is needed",
+                    at="the loss of a step", effect="nothing was learned",
                     fix="give labels, or a trained network that a smaller one can imitate (weights, no parent epochs)",
                 )
             return F.cross_entropy(output, labels)

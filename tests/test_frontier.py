@@ -1,14 +1,17 @@
 """The comparison with torch-pruning: peers reach the asked MACs, run by their own code, and the table adds up."""
 
 import copy
+import inspect
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from zoo import randomised
 
+import diffprune
 from benchmarks import frontier, parents, variants
 from benchmarks.cells import run_cells
 from benchmarks.cifar_resnet import CifarResNet
@@ -94,8 +97,14 @@ def test_a_variant_changes_what_it_says(
     batches = Batches(8, 4, lambda: iter([images] * 4))
     data = Data(batches, batches, tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
     setup = frontier.Setup(dense, data, *images, 4, 0.6, 0, Recipe())
-    asked, compress = [], frontier.compress
-    monkeypatch.setattr(frontier, "compress", lambda *args, **given: asked.append(given) or compress(*args, **given))
+    asked = []
+
+    def compress(*args: object, **given: object) -> SimpleNamespace:
+        inspect.signature(diffprune.compress).bind(*args, **given)
+        asked.append(given)
+        return SimpleNamespace(model=dense)
+
+    monkeypatch.setattr(frontier, "compress", compress)
     for options in variants.VARIANTS.values():
         assert 0 <= variants.compressed(setup, **options) <= 1
     assert len({(options.get("gate"), options["recipe"]) for options in asked}) == len(variants.VARIANTS)

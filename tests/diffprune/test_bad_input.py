@@ -103,7 +103,7 @@ COMPRESS = "compress --image-size 8 --batch 32 --epochs 1 --round-to 1 --output 
         (f"{MODULE}:colour --data digits", "BadData: the network does not take images of (1, 8, 8)"),
         (f"{MODULE}:rigid --image-size 9", "BadData: the network does not take images of (1, 9, 9)"),
         (f"{MODULE}:few {PARENT}", "BadConfig: the network answers 2 images with (2, 2)"),
-        (f"{MODULE}:colour --data imagefolder:unlabelled {PARENT}", "BadData: the training data has no labels"),
+        (f"{MODULE}:colour --data imagefolder:unlabelled {PARENT}", "BadData: the images have no labels"),
         (f"{SMALL} --macs 0", "macs = 0.0; allowed: a MACs share, above 0"),
         (f"{SMALL} --macs 1.5", "macs = 1.5; allowed"),
         (f"{SMALL} --params 0.5", "budget: macs = 0.5 and params = 0.5"),

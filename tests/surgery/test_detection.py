@@ -17,9 +17,10 @@ SMALL = {"min_size": 96, "max_size": 128}
 
 
 def pyramid() -> nn.Module:
-    """Of two stages of a ResNet with one block each: what takes time is the number of layers."""
+    """Of a ResNet with one block a stage: what takes time is the number of layers."""
     body = ResNet(BasicBlock, [1, 1, 1, 1])
-    return BackboneWithFPN(body, {"layer3": "0", "layer4": "1"}, [256, 512], 256)
+    stages = {f"layer{i}": str(i - 1) for i in range(1, 5)}
+    return BackboneWithFPN(body, stages, [64, 128, 256, 512], 256)
 
 
 DETECTORS: dict[str, Callable[[], nn.Module]] = {
