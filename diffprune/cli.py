@@ -235,6 +235,9 @@ def export(
     license: Annotated[str, typer.Option(help="of the weights")] = "unknown",
     mean: Annotated[str | None, typer.Option(help="per channel, with --std: the file takes uint8 (N, H, W, C)")] = None,
     std: Annotated[str | None, typer.Option(help="per channel, and computes (x / 255 - mean) / std itself")] = None,
+    preprocessing: Annotated[
+        bool, typer.Option(help="with --mean and --std: computed in the file, or only said in its metadata")
+    ] = True,
     labels: Annotated[Path | None, typer.Option(help="a text file with the name of a class on each line")] = None,
     static_twin: Annotated[
         bool, typer.Option("--static-twin", help="write OUTPUT-static.onnx, with a fixed batch of 1, too")
@@ -249,6 +252,8 @@ def export(
     pixels = numbers(mean, "--mean"), numbers(std, "--std")
     if (mean is None) != (std is None):
         raise bad_option("one of --mean and --std is missing", "give both, or neither")
+    if mean is None and not preprocessing:
+        raise bad_option("--no-preprocessing goes with --mean and --std", "give these as well, or leave it out")
     require_folder(output, "--output")
     names = lines_of(labels, "--labels") if labels else None
     from diffprune.exporting import export_saved
@@ -256,11 +261,11 @@ def export(
     from diffprune.pruned import Origin, about
     from export import Preprocessing
 
-    inside = None if mean is None else Preprocessing(*pixels)
-    said = about(model, weights, license, shape) | (inside.metadata() if inside else {})
+    known = None if mean is None else Preprocessing(*pixels)
+    said = about(model, weights, license, shape) | (known.metadata() if known else {})
     shipped = export_saved(
         saved, output, lambda: load_model(model, weights=weights, num_classes=classes), Origin(classes, names, said),
-        opset=opset, preprocessing=inside, twin=static_twin,
+        opset=opset, preprocessing=known if preprocessing else None, twin=static_twin,
     )  # fmt: skip
     for file in shipped.files:
         _print(

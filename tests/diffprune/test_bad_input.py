@@ -181,6 +181,7 @@ def test_compress_from_a_file(here: Path, words: str, fact: str) -> None:
         (f"export cut.safetensors --model {SMALL} --output absent/x.onnx", "BadConfig: --output absent/x.onnx"),
         (f"export cut.safetensors --model {SMALL} --input 1,8,8 --output x.onnx --opset 7", "NotExportable: opset 7"),
         (f"export cut.safetensors --model {SMALL} --mean 0.5 --output x.onnx", "BadConfig: one of --mean and --std"),
+        (f"export cut.safetensors --model {SMALL} --no-preprocessing --output x.onnx", "BadConfig: --no-preprocessing"),
         (f"export cut.safetensors --model {SMALL} --mean a --std 1 --output x.onnx", "BadConfig: --mean is 'a'"),
         (f"export cut.safetensors --model {SMALL} --mean= --std= --output x.onnx", "BadConfig: --mean is ''"),
         (

@@ -278,7 +278,10 @@ def test_the_saved_network_is_exported_again(here: Path, folder: Path) -> None:
     assert sorted(path.name for path in here.glob("e*")) == ["e.card.md", "e.manifest.json", "e.onnx"]
 
 
-@pytest.mark.parametrize("baked", [[], ["--mean", "0.25", "--std", "0.5"]], ids=["", "pixels"])
+NORMALISED = ["--mean", "0.25", "--std", "0.5"]
+
+
+@pytest.mark.parametrize("baked", [[*NORMALISED, "--no-preprocessing"], NORMALISED], ids=["said", "pixels"])
 def test_an_exported_file_has_a_card_whose_code_runs_and_a_manifest(
     here: Path, folder: Path, baked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,7 +301,9 @@ def test_an_exported_file_has_a_card_whose_code_runs_and_a_manifest(
     card = (here / "f.card.md").read_text()
     assert 'license: "mit"' in card
     assert "`digit 9`" in card
-    assert ("uint8 (batch, height, width, channels), normalised inside" in card) == bool(baked)
+    assert ("uint8 (batch, height, width, channels), normalised inside" in card) == (baked == NORMALISED)
+    assert json.loads(inside["mean"]) == [0.25]
+    assert "mean = [0.25]" in card
     (block,) = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
     exec(compile(block, "f.card.md", "exec"), {})
     assert int(capsys.readouterr().out.strip("[]\n")) in range(10)
