@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+
+import surgery
+from surgery import ChannelGraph
 
 
 @dataclass(frozen=True)
@@ -1151,6 +1155,16 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
                 noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
                 tensor.copy_(1 + 0.3 * noise.abs() if "var" in name else scale * noise)
     return model
+
+
+def traced(name: str) -> tuple[nn.Module, ChannelGraph, Any]:
+    """A case in eval mode and float64, anew; its graph, which is plain data, once for all tests; and its example."""
+    return randomised(ZOO[name].build()).double().eval(), _graph(name), ZOO[name].example()
+
+
+@cache
+def _graph(name: str) -> ChannelGraph:
+    return surgery.trace(randomised(ZOO[name].build()).double().eval(), ZOO[name].example())
 
 
 def short_densenet() -> nn.Module:

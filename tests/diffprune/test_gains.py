@@ -4,9 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_score import traced
 from torch import Tensor, nn
-from zoo import ZOO
+from zoo import ZOO, traced
 
 import surgery
 from diffprune.gains import Problem, _factors, _weights, eliminate, falls, gains

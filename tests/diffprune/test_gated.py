@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from oracle import gated_output, random_keep, relative_error, run
 from torch import Tensor, nn
-from zoo import ZOO, Case, randomised
+from zoo import ZOO, Case, randomised, traced
 
 import diffprune
 import surgery
@@ -35,10 +35,6 @@ class TiedTransposed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.tied(self.stem(x).tanh()).tanh()
         return self.head(F.conv_transpose2d(x, self.tied.weight).tanh().mean((2, 3)))
-
-
-def traced(name: str) -> tuple[nn.Module, ChannelGraph, Any]:
-    return trace(ZOO[name])
 
 
 def trace(case: Case) -> tuple[nn.Module, ChannelGraph, Any]:

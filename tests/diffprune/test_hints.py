@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from test_gated import traced
 from torch import Tensor, nn
+from zoo import traced
 
 import surgery
 from diffprune.feeding import endless

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_gated import traced
 from torch import Tensor, nn
+from zoo import traced
 
 import surgery
 from diffprune import Budget, GatedModel, MeanCentred, Recipe, attach

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from test_gated import traced
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import CheckpointError, checkpoint
+from zoo import traced
 
 import surgery
 from diffprune import GatedModel, attach

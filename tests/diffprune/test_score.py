@@ -1,23 +1,16 @@
 """Scores: shares in what readers compute, in an order that does not depend on where a unit lies."""
 
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from zoo import ZOO, randomised
+from torch import Tensor
+from zoo import ZOO, traced
 
-import surgery
 from diffprune.budget import Budget
 from diffprune.score import as_logits, contribution, per_cost
-from surgery import ChannelGraph, SizeModel
+from surgery import SizeModel
 
 SPREAD = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def traced(name: str) -> tuple[nn.Module, ChannelGraph, Any]:
-    model, x = randomised(ZOO[name].build()).double().eval(), ZOO[name].example()
-    return model, surgery.trace(model, x), x
 
 
 @pytest.mark.parametrize("name", [name for name, case in ZOO.items() if case.free])

@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 from zoo import ZOO, randomised, short_densenet
+from zoo import traced as traced_case
 
 import surgery
 from surgery import ChannelGraph, ChannelGroup
@@ -125,19 +126,19 @@ def squares(group: ChannelGroup, model: nn.Module, gradient: bool = False) -> Te
     return total
 
 
-def network(name: str) -> tuple[nn.Module, Any]:
-    if name == "vit":
-        return VisionTransformer(16, 8, 2, 2, 16, 24, num_classes=5), torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    return ZOO[name].build(), ZOO[name].example()
+def network(name: str) -> tuple[nn.Module, ChannelGraph, Any]:
+    if name != "vit":
+        return traced_case(name)
+    model = randomised(VisionTransformer(16, 8, 2, 2, 16, 24, num_classes=5)).double().eval()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    return model, surgery.trace(model, x), x
 
 
 @pytest.mark.parametrize("name", [*WIDE, "vit"])
 def test_what_torch_pruning_cannot_follow_is_scored(name: str) -> None:
     """Without a normalisation the score of a unit times its root channels is the sum over all of its weights."""
-    model, x = network(name)
-    model = randomised(model).double().eval()
+    model, graph, x = network(name)
     model(x).square().sum().backward()
-    graph = surgery.trace(model, x)
     before = {n: t.clone() for n, t in model.state_dict().items()}
     grads = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     groups = torch_pruning_groups(model, graph)
@@ -159,10 +160,8 @@ def test_what_torch_pruning_cannot_follow_is_scored(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*WIDE, "vit"])
 def test_every_criterion_scores_every_unit(name: str) -> None:
-    model, x = network(name)
-    model = randomised(model).double()
+    model, graph, x = network(name)
     model(x).square().sum().backward()
-    graph = surgery.trace(model, x)
     for kind, make in (*CRITERIA.items(), ("random", tp.importance.RandomImportance)):
         if kind == "fpgm" and name == "grouped":
             with pytest.raises(RuntimeError, match="Number of dimensions of repeat dims"):
@@ -179,8 +178,7 @@ def test_every_criterion_scores_every_unit(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*WIDE, "vit"])
 def test_items_are_laid_out_as_torch_prunings(name: str) -> None:
-    model, x = network(name)
-    graph = surgery.trace(model.double(), x)
+    model, graph, _ = network(name)
     parameters = {id(p): n for n, p in model.named_parameters()}
     for group in torch_pruning_groups(model, graph).values():
         width = len(group[0].idxs)

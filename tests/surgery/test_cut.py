@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle import gated_output, random_keep, relative_error, run
 from torch import Tensor, nn
-from zoo import ZOO, Residual, TiedWeight, randomised
+from zoo import ZOO, Residual, TiedWeight, randomised, traced
 
 import surgery
 from surgery import ChannelGraph
@@ -17,12 +17,6 @@ NETWORKS = (
     "tied_weight", "bare_scale", "buffer_scale", "prelu_sigmoid", "layer_norm_mlp", "c2f", "class_token",
     "mixed_output",
 )
-
-
-def traced(name: str) -> tuple[nn.Module, Any, ChannelGraph]:
-    case = ZOO[name]
-    model, x = randomised(case.build()).double().eval(), case.example()
-    return model, x, surgery.trace(model, x)
 
 
 def content(model: nn.Module) -> dict[str, bytes]:
@@ -45,7 +39,7 @@ def closing(graph: ChannelGraph, seed: int, groups: slice) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_keeping_everything_is_the_identity(name: str) -> None:
-    model, _, graph = traced(name)
+    model, graph, _ = traced(name)
     for keep in ({}, {group.name: torch.ones(group.units, dtype=torch.bool) for group in graph.groups}):
         for same in (surgery.cut(model, graph, keep), surgery.mask(model, graph, keep)):
             assert content(same) == content(model)
@@ -54,7 +48,7 @@ def test_keeping_everything_is_the_identity(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cutting_one_then_the_other_is_cutting_both(name: str) -> None:
-    model, x, graph = traced(name)
+    model, graph, x = traced(name)
     first, second = closing(graph, 1, slice(0, None, 2)), closing(graph, 2, slice(1, None, 2))
     both = surgery.cut(model, graph, {**first, **second})
     for a, b in ((first, second), (second, first)):
@@ -64,7 +58,7 @@ def test_cutting_one_then_the_other_is_cutting_both(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cutting_twice_is_cutting_once(name: str) -> None:
-    model, x, graph = traced(name)
+    model, graph, x = traced(name)
     keep = random_keep(graph, 1)
     once = surgery.cut(model, graph, keep)
     again = surgery.trace(once, x)
@@ -74,7 +68,7 @@ def test_cutting_twice_is_cutting_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_deeper_cut_of_a_cut_is_exact(name: str) -> None:
-    model, x, graph = traced(name)
+    model, graph, x = traced(name)
     small = surgery.cut(model, graph, random_keep(graph, 1, share=0.8))
     again = surgery.trace(small, x)
     keep = random_keep(again, 2)
@@ -83,7 +77,7 @@ def test_a_deeper_cut_of_a_cut_is_exact(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_input_model_is_untouched(name: str) -> None:
-    model, x, graph = traced(name)
+    model, graph, x = traced(name)
     for leaf in torch.utils._pytree.tree_leaves(run(model, x)):
         if isinstance(leaf, Tensor) and leaf.requires_grad:
             leaf.square().sum().backward(retain_graph=True)
@@ -159,7 +153,7 @@ def test_hooks_are_kept_and_run() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_layers_remember_their_new_sizes(name: str) -> None:
     """What a cut layer says of itself is what one built anew with these sizes has; so copies by constructor work."""
-    model, _, graph = traced(name)
+    model, graph, _ = traced(name)
     small = surgery.cut(model, graph, random_keep(graph, 0))
     for layer in small.modules():
         if isinstance(layer, nn.modules.conv._ConvNd):
@@ -177,7 +171,7 @@ def test_layers_remember_their_new_sizes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["residual", "layer_norm_mlp", "class_token"])
 def test_a_branch_that_is_closed_altogether_is_cut_exactly(name: str) -> None:
-    model, x, graph = traced(name)
+    model, graph, x = traced(name)
     droppable = [group for group in graph.groups if group.droppable]
     assert droppable
     assert not all(group.droppable for group in graph.groups)
@@ -190,7 +184,7 @@ def test_a_branch_that_is_closed_altogether_is_cut_exactly(name: str) -> None:
 
 
 def test_the_small_network_trains() -> None:
-    model, x, graph = traced("residual")
+    model, graph, x = traced("residual")
     small = surgery.cut(model, graph, random_keep(graph, 0)).train()
     before = content(small)
     optimizer = torch.optim.SGD(small.parameters(), lr=0.1, momentum=0.9)
@@ -219,7 +213,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("keep", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_keep_that_does_not_fit_is_refused(keep: dict[str, Any], message: str) -> None:
-    model, _, graph = traced("residual")
+    model, graph, _ = traced("residual")
     for call in (surgery.cut, surgery.mask):
         with pytest.raises(surgery.BadKeep, match=message):
             call(model, graph, keep)
@@ -242,7 +236,7 @@ def test_a_forward_that_draws_numbers_leaves_the_random_state() -> None:
 
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
-    model, _, graph = traced("residual")
+    model, graph, _ = traced("residual")
     model.leftover = model.a.weight * 2  # a tensor with a history, as old weight norms keep
     for call in (surgery.cut, surgery.mask):
         with pytest.raises(surgery.NotCopied, match=r"Residual cannot be copied: .*Only Tensors created explicitly"):
@@ -250,7 +244,7 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
 
 
 def test_a_list_of_booleans_is_a_keep() -> None:
-    model, x, graph = traced("residual")
+    model, graph, x = traced("residual")
     small = surgery.cut(model, graph, {"a": [True, False, True, True, False, True]})  # type: ignore[dict-item]
     assert small.a.out_channels == 4
     assert small(x).shape == (2, 5)

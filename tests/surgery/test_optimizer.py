@@ -14,7 +14,7 @@ import torch
 from oracle import random_keep
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adafactor, AdamW, Optimizer
-from zoo import ZOO, randomised
+from zoo import ZOO, randomised, traced
 
 import surgery
 from surgery import ChannelGraph, Keep
@@ -49,7 +49,7 @@ def trained(name: str, make: Make) -> tuple[nn.Module, Optimizer, ChannelGraph]:
     optimizer = make(model.parameters())
     for seed in range(3):
         step(name, model, optimizer, seed)
-    return model, optimizer, surgery.trace(model, ZOO[name].example())
+    return model, optimizer, traced(name)[1]
 
 
 def surviving(tensor: Tensor, name: str, graph: ChannelGraph, keep: Keep) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from counting import macs, params
 from oracle import random_keep
 from torch import nn
-from zoo import ZOO, randomised
+from zoo import traced
 
 import surgery
 from surgery import ChannelGraph, SizeModel
@@ -38,9 +38,7 @@ def tiny() -> tuple[ChannelGraph, SizeModel]:
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_predicted_size_is_the_counted_size_of_the_cut_network(name: str) -> None:
-    case = ZOO[name]
-    model, x = randomised(case.build()).double().eval(), case.example()
-    graph = surgery.trace(model, x)
+    model, graph, x = traced(name)
     size = SizeModel(graph)
     assert size.dense == surgery.Size(params(model), macs(model, x))
     for seed in range(3):

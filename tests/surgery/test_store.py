@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from oracle import random_keep, relative_error, run
 from torch import nn
-from zoo import ZOO, Plain, Residual, randomised
+from zoo import ZOO, Plain, Residual, randomised, traced
 
 import surgery
 from surgery.cut import RECEIPT
@@ -24,9 +24,7 @@ NETWORKS = (
 
 
 def small_network(name: str, seed: int = 0) -> tuple[nn.Module, Any]:
-    case = ZOO[name]
-    model, x = randomised(case.build()).double().eval(), case.example()
-    graph = surgery.trace(model, x)
+    model, graph, x = traced(name)
     return surgery.cut(model, graph, random_keep(graph, seed)), x
 
 
