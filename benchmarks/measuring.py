@@ -8,12 +8,8 @@ should hold that in 95 of 100 trials; one of twice the depth has the ratio 2, bu
 """
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
@@ -23,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import export
 from benchmarks.cells import Cell, markdown, run_cells
+from benchmarks.load import loaded
 
 RESULTS = Path(__file__).parent / "results" / "measuring.json"
 WIDTH, SIDE = 64, 14
@@ -30,20 +27,12 @@ DEPTH = {1: 32, 2: 64}
 """Convolutions of the shallower file, by the ratio."""
 NEAR = 0.03
 """How close a known ratio should be found."""
-LOAD_SECONDS = 120
-"""After which the load ends by itself, should nobody end it: longer than any trial."""
-BURN = """
-import os, sys, time
-parent, end = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
-while time.monotonic() < end and os.getppid() == parent:
-    for _ in range(100_000):
-        pass
-"""
 
 
 def measure(cell: Cell) -> Cell:
     """One trial."""
-    with tempfile.TemporaryDirectory() as folder, loaded() if cell["load"] else nullcontext():
+    cores = max(1, round(export.this_machine().cores))
+    with tempfile.TemporaryDirectory() as folder, loaded(cores) if cell["load"] else nullcontext():
         files = [Path(folder) / f"{name}.onnx" for name in ("dense", "small")]
         for file, factor in zip(files, (cell["ratio"], 1), strict=True):
             onnx.save(stack(factor * cell["depth"]), str(file))
@@ -54,22 +43,6 @@ def measure(cell: Cell) -> Cell:
         "noise": [found.noise.low, found.noise.high], "load_before": found.machine.load_before,
         "warnings": list(found.warnings),
     }
-
-
-@contextmanager
-def loaded() -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Every usable core has something else to do. Ends with the block, with this process, and after LOAD_SECONDS."""
-    code = [sys.executable, "-c", BURN, str(os.getpid()), str(LOAD_SECONDS)]
-    children = []
-    try:
-        for _ in range(max(1, round(export.this_machine().cores))):
-            children.append(subprocess.Popen(code))
-        yield children
-    finally:
-        for child in children:
-            child.kill()
-        for child in children:
-            child.wait()
 
 
 def stack(depth: int) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import gpu, measuring
 from benchmarks.cells import stored
+from benchmarks.load import BURN, loaded
 
 
 def test_twice_the_layers_are_twice_the_nodes_on_the_same_weight() -> None:
@@ -24,7 +25,7 @@ def test_twice_the_layers_are_twice_the_nodes_on_the_same_weight() -> None:
 
 
 def test_the_load_ends_with_its_block_even_after_an_error() -> None:
-    load = measuring.loaded()
+    load = loaded(2)
     children = load.__enter__()
     assert children
     assert all(child.poll() is None for child in children)
@@ -34,14 +35,14 @@ def test_the_load_ends_with_its_block_even_after_an_error() -> None:
 
 def test_the_load_ends_with_its_time_and_with_its_parent() -> None:
     for parent, seconds in ((os.getpid(), "0.1"), (1 << 30, "60")):
-        code = [sys.executable, "-c", measuring.BURN, str(parent), seconds]
+        code = [sys.executable, "-c", BURN, str(parent), seconds]
         assert subprocess.run(code, timeout=20).returncode == 0
 
 
 def test_a_killed_benchmark_leaves_no_load() -> None:
     code = (
-        "import sys\nfrom benchmarks.measuring import loaded\n"
-        "with loaded() as children:\n    print(children[0].pid, flush=True)\n    sys.stdin.read()\n"
+        "import sys\nfrom benchmarks.load import loaded\n"
+        "with loaded(1) as children:\n    print(children[0].pid, flush=True)\n    sys.stdin.read()\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert parent.stdout
