@@ -65,12 +65,11 @@ def choose(
     total: int,
     watch: Stopwatch | None,
     tell: Event,
-) -> tuple[nn.Module, Choice]:
+) -> Choice:
     """Search for the recipe's share of `total` steps, all of them if the network is frozen, and land on the budget.
 
-    Gives the dense network with the weights after the search, and what to keep of it.
-
-    Without steps the scores decide alone. A `watch` measures what is chosen until the speed-up asked is met.
+    The search learns how much of each group stays; which units, the scores have decided. Without steps they decide
+    alone. A `watch` measures what is chosen until the speed-up asked is met.
     """
 
     aim = watch.predictable(budget, round_to, gated.gate_of) if watch else budget
@@ -82,7 +81,7 @@ def choose(
     share = 1.0 if frozen else recipe.search
     steps = min(max(round(share * total), 1), total) if share else 0
     start = landed()
-    search_(gated, batches, aim, recipe, steps=steps, total=total, parent=parent, on_event=tell)
+    search_(gated, batches, aim, recipe, steps=steps, total=total, parent=parent, widths=True, on_event=tell)
     if watch:
         landing, measured = watch.land(budget, gated.scores(), round_to, gated.gate_of, tell)
         noise, note = doubts(measured), apart(budget, measured, round_to)
@@ -93,5 +92,4 @@ def choose(
     met = {"kind": budget.kind, "asked": budget.asked, **met, "round_to": round_to, "reopened": landing.reopened}
     whole = untouched(gated.size, round_to, gated.gate_of)
     warnings = concerns(gated, aim, landing, start.flat, steps) + whole + noise + [met["note"]] * bool(met["note"])
-    network = gated.folded(landing.flat) if steps else parent
-    return network, Choice(gated.size.keep(landing.flat), met, steps, warnings)
+    return Choice(gated.size.keep(landing.flat), met, steps, warnings)

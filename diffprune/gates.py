@@ -72,7 +72,7 @@ class MeanCentred:
             threshold = torch.sigmoid(self.noise * torch.logit(uniform))
         value = torch.sigmoid(logits) - threshold
         open_ = (value > 0).to(value.dtype)
-        centred = value - _open_mean(value.detach(), open_, group)
+        centred = value - open_mean(value.detach(), open_, group)
         return open_ * (1 + self.relaxation * centred)
 
     def chance(self, logits: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class HardConcrete:
         return (s * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
 
 
-def _open_mean(value: Tensor, open_: Tensor, group: Tensor) -> Tensor:
+def open_mean(value: Tensor, open_: Tensor, group: Tensor) -> Tensor:
     """Per unit the mean of `value` over the open units of its group, shape (units,)."""
     zeros = torch.zeros(int(group.max()) + 1 if group.numel() else 0, dtype=value.dtype, device=value.device)
     total = zeros.index_add(0, group, value * open_)

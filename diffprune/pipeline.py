@@ -185,12 +185,12 @@ def _cut(job: Job, gated: GatedModel, scores: Scores) -> Cut:
         score_(gated, job.parent, job.images[:SCORED], scores, budget)
         dense, examples = accuracy(job.parent, job.val)
         job.tell({"phase": "dense", "accuracy": dense})
-        network, choice = choose(
+        choice = choose(
             gated, job.parent, job.batches, budget, job.recipe, round_to=step, total=job.total, watch=watch,
             tell=job.tell,
         )
-    small = surgery.cut(network, job.graph, choice.keep)
-    error = surgery.check_equal(surgery.mask(network, job.graph, choice.keep), small, job.example)
+    small = surgery.cut(job.parent, job.graph, choice.keep)
+    error = surgery.check_equal(surgery.mask(job.parent, job.graph, choice.keep), small, job.example)
     return Cut(small, gated.size, choice, error, dense, examples)
 
 

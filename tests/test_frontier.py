@@ -13,7 +13,7 @@ from zoo import randomised
 
 import diffprune
 from benchmarks import frontier, parents, variants
-from benchmarks.cells import run_cells
+from benchmarks.cells import run_cells, stored
 from benchmarks.cifar_resnet import CifarResNet
 from benchmarks.parents import PARENTS
 from benchmarks.peers import PEERS, macs, pruned, sparsify_
@@ -246,6 +246,11 @@ def test_a_cell_is_trained_first_and_timed_when_all_are(
     (result,) = frontier.results()
     assert result["accuracy"] == trained["accuracy"]
     assert result["low"] <= result["speedup"] <= result["high"]
+
+
+def test_committed_variants_give_their_table() -> None:
+    table, root = variants.table(stored(variants.RESULTS)[1]), Path(__file__).parents[1]
+    assert table in (root / "docs" / "experiments.md").read_text()
 
 
 def test_committed_results_give_their_table() -> None:

@@ -139,6 +139,34 @@ def test_frozen_weights_stay_while_the_gates_learn() -> None:
     assert keep.tolist() == [True] * 8 + [False] * 8
 
 
+class Two(nn.Sequential):
+    """Two widths, of which the second carries noise alone."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 2))
+
+
+@pytest.mark.parametrize("gate", ["diffprune", "hard-concrete"])
+def test_a_search_of_widths_moves_groups_as_one_and_no_weight(gate: str) -> None:
+    model = Two()
+    model[2].weight.requires_grad_(False)
+    gated = attach(model, surgery.trace(model, torch.randn(2, 16)), gate=gate)
+    gated.logits.data += torch.linspace(-1, 1, 22)
+    before, weights = gated.logits.detach().clone(), copy.deepcopy(gated.model.state_dict())
+    options: dict[str, Any] = {"steps": 20, "total": 20, "parent": None, "widths": True}
+    search_(gated, endless(data()), Budget(macs=0.5), Recipe(), **options)
+    first, second = (gated.logits.detach() - before).split([12, 10])
+    assert first.std() < 1e-5 > second.std()
+    assert (first[0] - second[0]).abs() > 1e-3
+    assert all(torch.equal(weights[name], value) for name, value in gated.model.state_dict().items())
+    learning = [name for name, p in gated.model.named_parameters() if p.requires_grad]
+    assert learning == [name for name, p in model.named_parameters() if p.requires_grad]
+    assert all(p.grad is None for p in gated.parameters_of_model())
+    gated.logits.sum().backward()
+    assert gated.logits.grad is not None, "the mean was taken in the search alone"
+
+
 def test_a_clip_holds_the_gradient_of_the_weights() -> None:
     def moved(clip: float | None) -> float:
         gated = attach(Useful(), surgery.trace(Useful(), torch.randn(2, 16)))
