@@ -131,7 +131,7 @@ class _Fit:
                     "the images give values that are not finite, or too large to be squared",
                     at=f"fitting {name.removesuffix('.weight')} after the cut",
                     effect="the run was stopped",
-                    fix="look for such values in the data; after training, lower the learning rate",
+                    fix="look for such values in the data and in the weights",
                 )
             _fit_(layer, read, given, normed=name in self.norms)
             if self.norms.get(name) in self.tracking:

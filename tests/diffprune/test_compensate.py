@@ -11,6 +11,7 @@ from zoo import ZOO, randomised
 
 import surgery
 from diffprune.compensate import RIDGE, compensate_
+from diffprune.errors import BadData
 from diffprune.gains import gains
 from diffprune.hints import hinting
 from diffprune.readings import PLACES, rows_given, rows_read
@@ -59,6 +60,15 @@ def test_what_the_rest_can_make_up_for_is_made_up_for() -> None:
     before = error(model, small, x)
     compensate_(small, model, graph, keep, x)
     assert error(model, small, x) < before / 20
+
+
+def test_values_that_cannot_be_squared_are_refused() -> None:
+    model, x = chain()
+    model, x = model.float(), x.float()
+    graph = surgery.trace(model, x)
+    keep = {"0": torch.arange(8) < 4}
+    with pytest.raises(BadData, match=r"not finite, or too large to be squared(.|\n)*fitting 0 after the cut"):
+        compensate_(surgery.cut(model, graph, keep), model, graph, keep, 1e20 * x)
 
 
 def test_the_fit_is_the_closed_form_of_ridge_regression() -> None:
