@@ -167,7 +167,7 @@ def test_what_shortcuts_pad_is_pinned_and_all_else_is_free() -> None:
 def test_published_weights_reach_their_accuracy_and_a_tenth_can_go() -> None:
     model = PARENTS["resnet20"].trained(DATA, "cpu")
     data = load_data(f"cifar10:{DATA / 'cifar10'}", batch=500)
-    some = [batch for batch, _ in zip(data.val, range(1), strict=False)]
+    some = [next(iter(data.val))]
     right, count = accuracy(model, some)
     assert count == 500
     assert right == pytest.approx(0.910, abs=0.002), "of these images; 0.9173 of all"

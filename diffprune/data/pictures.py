@@ -27,10 +27,7 @@ def imagefolder(path: Path, size: int) -> Source:
         unknown = set(_classes(val, path)) - set(labels)
         if unknown:
             raise bad_data(f"classes only in val: {', '.join(sorted(unknown))}", path, "give train the same classes")
-        files = [
-            [(file, index) for index, label in enumerate(labels) for file in _pictures(half / label)]
-            for half in (train, val)
-        ]
+        files = [_labelled(half, labels) for half in (train, val)]
     else:
         labels = _classes(path, path)
         files = [[], []]
@@ -47,8 +44,12 @@ def imagefolder(path: Path, size: int) -> Source:
 def _without_labels(path: Path, size: int) -> Source:
     """Pictures in train itself, and val with a folder for each class."""
     labels, found = _classes(path / "val", path), _pictures(path / "train")
-    held = [(file, index) for index, label in enumerate(labels) for file in _pictures(path / "val" / label)]
-    return _source(Side(_decoded(found, path, size), len(found), None), _side(held, path, size), labels, size)
+    held = _side(_labelled(path / "val", labels), path, size)
+    return _source(Side(_decoded(found, path, size), len(found), None), held, labels, size)
+
+
+def _labelled(folder: Path, labels: tuple[str, ...]) -> list[tuple[Path, int]]:
+    return [(file, index) for index, label in enumerate(labels) for file in _pictures(folder / label)]
 
 
 def _source(train: Side, val: Side, labels: tuple[str, ...], size: int) -> Source:
