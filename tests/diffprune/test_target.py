@@ -28,6 +28,7 @@ def test_a_gpu_is_measured_in_torch_and_a_cpu_in_onnxruntime() -> None:
         target(precision="tf32")
 
 
+@pytest.mark.soak
 def test_compress_meets_what_is_measured_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("diffprune.stopwatch.SECONDS", 0.2)
