@@ -90,7 +90,7 @@ def free_macs(graph: surgery.ChannelGraph) -> float:
     free = {slot.tensor for group in graph.groups for slot in group.slots}
     shapes = {**graph.buffers, **graph.shapes}
     macs = {layer.weight: layer.repeats * torch.Size(shapes[layer.weight]).numel() for layer in graph.layers}
-    return sum(n for weight, n in macs.items() if weight in free) / sum(macs.values())
+    return sum(n for weight, n in macs.items() if weight in free) / (sum(macs.values()) + sum(graph.fixed.values()))
 
 
 def random_keep(graph: surgery.ChannelGraph, seed: int) -> dict[str, Tensor]:

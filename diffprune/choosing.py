@@ -17,6 +17,7 @@ from diffprune.score import per_cost
 from diffprune.search import search_
 from diffprune.stopwatch import Stopwatch, apart, doubts
 from diffprune.training import Event, Recipe
+from surgery.rebuilding import copied
 
 Scores = Callable[[nn.Module, surgery.ChannelGraph, Tensor], Tensor]
 """From a network, its graph and images to what each unit is worth: shape (units,), at least 0, in graph order."""
@@ -33,8 +34,11 @@ class Choice:
 
 
 def score_(gated: GatedModel, parent: nn.Module, images: Tensor, scores: Scores, budget: Budget) -> None:
-    """Start the logits of `gated` from what each unit is worth, per cost. Raises BadData."""
-    worth = torch.as_tensor(scores(parent, gated.graph, images)).detach().double().cpu()
+    """Start the logits of `gated` from what each unit is worth, per cost. Raises BadData.
+
+    The network that `scores` gets is its own: one that trains it, or leaves gradients, changes nothing else.
+    """
+    worth = torch.as_tensor(scores(copied(parent), gated.graph, images)).detach().double().cpu()
     if worth.shape != (gated.size.units,) or (worth < 0).any():
         least = f", the least {worth.min():g}" if worth.numel() else ""
         raise _bad_scores(

@@ -42,7 +42,7 @@ class Config(BaseModel):
     epochs: float = Field(default=5.0, ge=0, description="epochs of search and recovery, 0 or more; 0 only calibrates")
     parent_epochs: int = Field(default=0, ge=0, description="epochs that train the dense parent first, 0 or more")
     parent_lr: float = Field(default=0.05, gt=0, description="the learning rate of the dense parent, above 0")
-    batch: int = Field(default=128, ge=1, description="images in a batch, 1 or more")
+    batch: int | None = Field(default=None, ge=1, description="images in a batch, 1 or more")
     image_size: int | None = Field(default=None, ge=1, description="pixels, 1 or more")
     lr: float = Field(default=0.01, gt=0, description="a learning rate above 0")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="float32 or bfloat16")

@@ -87,9 +87,11 @@ LOST = 0.01
 def lost(before: float, after: float, examples: int) -> list[str]:
     """A sentence if training ended below the accuracy that the fit had already reached; none if not.
 
-    Beyond LOST and two standard errors of the difference between two shares of `examples`.
+    Beyond LOST and two standard errors of the difference between two shares of `examples`, each with two successes and
+    two failures added (Agresti, Coull 1998): all right of 40 are not known to be all.
     """
-    error = 2 * sqrt(2 * before * (1 - before) / examples)
+    share = (before * examples + 2) / (examples + 4)
+    error = 2 * sqrt(2 * share * (1 - share) / examples)
     if after >= before - max(LOST, error):
         return []
     return [

@@ -4,21 +4,30 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffprune.errors import BadData
+from diffprune.errors import BadData, first_line
 
 Batches = Iterable[Any]
 """Re-iterable batches: (inputs, labels), or inputs alone or as (inputs,), which are learned from by distillation."""
+
+FITTING = "give batches of images (N, C, H, W) with the channels, size and dtype that the network was built for"
 
 MOST_BATCHES = 1_000_000
 """Of an epoch: what gives more never ends."""
 
 
 def unpack(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels of a batch, on `device`. Raises BadData for what is neither."""
+    """Inputs and labels of a batch, on `device`. Raises BadData for what is neither, and for a batch of nothing."""
     parts = (batch,) if isinstance(batch, Tensor) else batch
     match parts:
+        case (Tensor() as inputs, *_) if not inputs.numel():
+            raise BadData(
+                f"a batch holds inputs of shape {tuple(inputs.shape)}",
+                at="the first batch of that form",
+                effect="the run was stopped",
+                fix="leave empty batches out of the loader",
+            )
         case (Tensor() as inputs,) | (Tensor() as inputs, None):
             return inputs.to(device), None
         case (Tensor() as inputs, Tensor() as labels):
@@ -79,6 +88,17 @@ def logits(output: object) -> Tensor:
     )
 
 
+def answered(model: nn.Module, inputs: Tensor, *, at: str, effect: str, fix: str) -> Any:
+    """What the network gives for `inputs`. Raises BadData if it does not run on them."""
+    try:
+        return model(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        fact = f"the network does not take images of {tuple(inputs.shape[1:])} in {inputs.dtype}: {first_line(error)}"
+        raise BadData(fact, at=at, effect=effect, fix=fix) from error
+
+
 def out_of_range(labels: Tensor, classes: int) -> str:
     """What is wrong with class indices that the network has no output for; nothing if it has."""
     if not len(labels) or 0 <= labels.min() <= labels.max() < classes:
@@ -86,7 +106,10 @@ def out_of_range(labels: Tensor, classes: int) -> str:
     return f"labels go from {labels.min()} to {labels.max()}; the network tells {classes} classes apart"
 
 
-def require_labels(labels: Tensor, examples: int, classes: int) -> None:
+def require_labels(
+    labels: Tensor, examples: int, classes: int, *, at: str = "the first training batches",
+    effect: str = "nothing was started",
+) -> None:
     """Labels to train on are one of the classes for each example, or shares of all. Raises BadData."""
     whole = not (labels.is_floating_point() or labels.is_complex())
     if labels.shape != ((examples,) if whole else (examples, classes)):
@@ -95,7 +118,7 @@ def require_labels(labels: Tensor, examples: int, classes: int) -> None:
         return
     raise BadData(
         fact,
-        at="the first training batches",
-        effect="nothing was started",
+        at=at,
+        effect=effect,
         fix="give class indices (N,) from 0 on, or shares (N, classes), and a network with an output for each class",
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffprune.bundles import Bundle, Bundles, gate_of
-from diffprune.errors import NothingToCut
+from diffprune.errors import BadModel, NothingToCut
 from diffprune.gates import Gate, GatedModule, family
 from diffprune.products import places_of, products
 from diffprune.score import as_logits
@@ -171,8 +171,14 @@ def attach(
     Units in one of the `bundles` share a gate: `branches` drops whole residual branches.
 
     `gate` is a family by name ("diffprune", "diffprune-deterministic", "hard-concrete") or an object with the
-    methods of `gates.Gate`. Raises NothingToCut.
+    methods of `gates.Gate`. Raises NothingToCut, and BadModel for a network that is spread over devices.
     """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise BadModel(
+            f"the network is in a {type(model).__name__}, which copies it at every step, and the gates do not follow",
+            at="diffprune.attach", effect="no gates were attached",
+            fix="give what is in it, model.module, and wrap what comes out",
+        )  # fmt: skip
     return GatedModel(model, graph, family(gate), bundles(graph) if callable(bundles) else bundles)
 
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,8 @@ from export.settings import ONE_THREAD
 from surgery import ChannelGraph, ExampleInputs, SizeModel
 from surgery.capture import own_random_state
 from surgery.rebuilding import copied
+
+MOST_EPOCHS = 1_000_000
 
 SCORED = 256
 """Of the images of calibration, those that the gain of units is measured on: 32 places of each are enough."""
@@ -82,8 +83,8 @@ def compress(
     (`export.default_step()` is right for onnxruntime on this CPU). Such a budget is met as measured by onnxruntime on
     this CPU with `threads` threads and `latency_batch` images at once, or, if `latency_device` is "cuda", by torch's
     CUDA graphs on this GPU in `latency_precision` ("fp32", "tf32" or "fp16"): the report has the interval.
-    Units in one of the `bundles` stay or go together; `bundles=branches` drops whole residual branches: they stay zero,
-    and ONNX files go without them. `scores` tells what each unit is worth before the search: `gains` by default,
+    Units in one of the `bundles` stay or go together, and are not rounded; `bundles=branches` drops whole residual
+    branches: they stay zero, and ONNX files go without them. `scores` tells what each unit is worth before the search: `gains` by default,
     `criterion_scores` for one of torch-pruning's, or a function of yours from (network, graph, images) to a tensor of
     shape (units,). The network must return logits, shape (N, classes). Frozen parameters stay as they are; if all are
     frozen, every step goes to the gates. Training that ends clearly below where the fit after the cut began it is
@@ -93,12 +94,12 @@ def compress(
     """
     recipe, started = recipe or Recipe(), time.perf_counter()
     asked_of = target(latency_device, threads=threads, batch=latency_batch, precision=latency_precision)
-    _require_numbers(epochs, round_to)
+    _require_numbers(epochs, round_to, seed)
     _require_measured(budget, asked_of)
     refuse_iterators(train=train, val=val)
     require_device(device, "device")
     parent = copied(model).to(device).eval()
-    with own_random_state(parent), torch.enable_grad():
+    with own_random_state(parent), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         images, batches = calibration(train, parent, torch.device(device))
         example = images[:2] if example_inputs is None else _moved(example_inputs, device)
@@ -223,7 +224,7 @@ def _recovered(job: Job, cut: Cut) -> tuple[dict[str, float], list[str]]:
                 job.tell({"phase": "warning", "text": losses[0]})
             else:
                 stages["pruned"] = trained
-    small.eval()
+    small.eval().zero_grad()
     return stages, losses
 
 
@@ -237,13 +238,15 @@ def _sizes(cut: Cut, graph: ChannelGraph) -> dict[str, Any]:
     }
 
 
-def _require_numbers(epochs: float, round_to: int | None) -> None:
-    if not 0 <= epochs < inf or not (round_to is None or (round_to >= 1 and hasattr(round_to, "__index__"))):
+def _require_numbers(epochs: float, round_to: int | None, seed: int) -> None:
+    whole = round_to is None or (round_to >= 1 and hasattr(round_to, "__index__"))
+    if not (0 <= epochs <= MOST_EPOCHS and whole and abs(seed) < 2**63):
         raise BadBudget(
-            f"epochs={epochs} and round_to={round_to}; a number of at least 0 and a whole one of at least 1 are asked",
+            f"epochs={epochs}, round_to={round_to} and seed={seed}; from 0 to {MOST_EPOCHS:,} epochs, a whole round_to "
+            "of at least 1 and a seed of 64 bits are asked",
             at="compress",
             effect="nothing was started",
-            fix="give epochs >= 0 and round_to >= 1",
+            fix="give such numbers",
         )
 
 

@@ -13,7 +13,8 @@ import surgery
 from diffprune.budget import Budget
 from diffprune.config import Config
 from diffprune.data import Data, load_data
-from diffprune.errors import BadConfig, BadData, first_line
+from diffprune.errors import BadConfig, BadData
+from diffprune.feeding import answered
 from diffprune.gated import require_groups
 from diffprune.landing import require_reachable
 from diffprune.models import load_model
@@ -88,12 +89,8 @@ def _require_known_pixels(data: Data, config: Config) -> None:
 
 def answer(model: nn.Module, images: Tensor, *, at: str, effect: str, fix: str) -> object:
     """What the network says in eval mode; it comes back in the mode it had. Raises BadData."""
-    try:
-        with torch.no_grad(), surgery.evaluating(model):
-            return model(images)
-    except Exception as error:
-        fact = f"the network does not take images of {tuple(images.shape[1:])}: {first_line(error)}"
-        raise BadData(fact, at=at, effect=effect, fix=fix) from error
+    with torch.no_grad(), surgery.evaluating(model):
+        return answered(model, images, at=at, effect=effect, fix=fix)
 
 
 def require_devices(config: Config) -> None:

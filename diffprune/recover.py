@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from diffprune.errors import BadData
-from diffprune.feeding import Batches, ending, logits, out_of_range, unpack
+from diffprune.feeding import FITTING, Batches, answered, ending, logits, out_of_range, unpack
 from diffprune.training import forward
 from surgery import evaluating
 
@@ -78,7 +78,9 @@ def accuracy(model: nn.Module, batches: Batches) -> tuple[float, int]:
                     "the validation batches have no labels",
                     "give (inputs, labels) batches for validation; training may go without",
                 )
-            output = logits(model(inputs))
+            output = logits(
+                answered(model, inputs, at="measuring accuracy", effect="no accuracy can be reported", fix=FITTING)
+            )
             if labels.shape != output.shape[:1]:
                 raise _bad(
                     f"labels have shape {tuple(labels.shape)} for outputs of shape {tuple(output.shape)}",

@@ -13,6 +13,7 @@ from diffprune.budget import Budget
 from diffprune.calibration import length
 from diffprune.card import model_card
 from diffprune.config import Config, portable, to_toml
+from diffprune.data import makes_batches
 from diffprune.errors import BadConfig
 from diffprune.feeding import endless
 from diffprune.manifest import write_manifest
@@ -89,6 +90,8 @@ def run(config: Config, *, on_event: Event = lambda event: None) -> Finished:
         if prepared.labels is None:
             named = len(prepared.data.labels)
             diary.warn(f"the data names {named} of the {prepared.logits} logits, so the ONNX files carry no labels")
+        if config.batch is not None and makes_batches(config.data):
+            diary.warn(f"batches of {config.batch} images were asked for; {config.data} makes its own")
         if budget.kind != "speedup" and (config.parent_epochs or config.epochs):  # else the layers are measured first
             require_exportable(prepared)
         config, alignment = _resolved(config, asked_of, diary)

@@ -15,6 +15,13 @@ from diffprune.products import places_of, products
 from diffprune.score import as_logits
 from surgery.rebuilding import copied
 
+MULTIPLYING = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.RNNBase, nn.MultiheadAttention)
+"""Layers whose single weights can be left out."""
+
+
+def _matrices(layer: nn.Module) -> list[nn.Parameter]:
+    return [p for name, p in layer.named_parameters(recurse=False) if p.dim() > 1 and "weight" in name]
+
 
 class WeightCount:
     """The cost of single weights: each counts one, whatever the budget is on."""
@@ -26,7 +33,8 @@ class WeightCount:
 
 
 class SparseModel(GatedModule):
-    """`model` with W * gate for every matrix and kernel W in it; a new sample per forward in training, hard in eval.
+    """`model` with W * gate for every matrix and kernel W of its layers (MULTIPLYING); a new sample per forward in
+    training, hard in eval. What else has several axes, such as the scale of a layer or a table of positions, has none.
 
     `logits` is one flat parameter, shape (weights,), float32, which starts from the magnitudes relative to their layer.
     """
@@ -36,7 +44,8 @@ class SparseModel(GatedModule):
     def __init__(self, model: nn.Module, gate: str | Gate = "diffprune") -> None:
         super().__init__()
         self.model, self.gate = copied(model), family(gate)
-        weights = {name: p for name, p in self.model.named_parameters() if p.dim() > 1 and p.requires_grad}
+        owned = {id(p) for layer in self.model.modules() if isinstance(layer, MULTIPLYING) for p in _matrices(layer)}
+        weights = {name: p for name, p in self.model.named_parameters() if id(p) in owned and p.requires_grad}
         if not weights:
             raise NothingToCut(
                 "the network has no weight matrix that is trained",

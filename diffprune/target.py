@@ -3,13 +3,22 @@
 import torch
 
 import export
-from diffprune.errors import BadConfig, DeviceMissing
+from diffprune.errors import BadConfig, DeviceMissing, first_line
 from export import Settings
 
 
 def require_device(device: str | torch.device, option: str) -> None:
-    """Raises DeviceMissing. `option` is what asked for it."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    """Raises DeviceMissing, and BadConfig for what is no device. `option` is what asked for it."""
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise BadConfig(
+            first_line(error),
+            at=f"{option} = {device}",
+            effect="nothing was started",
+            fix=f"use {option} = cpu or cuda",
+        ) from error
+    if asked.type == "cuda" and not torch.cuda.is_available():
         raise DeviceMissing(
             "there is no CUDA device",
             at=f"{option} = {device}",

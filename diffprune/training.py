@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffprune.errors import BadData, TrainingDiverged
-from diffprune.feeding import logits, unpack
+from diffprune.feeding import logits, require_labels, unpack
 from surgery import evaluating
 
 Event = Callable[[dict[str, Any]], None]
@@ -53,9 +53,11 @@ class Recipe:
     compensate: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("distill", "warm_up", "momentum", "search"):
+        for name in ("distill", "warm_up", "search"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is at least 0 and at most 1; got {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is at least 0 and below 1; got {self.momentum}")
         for name in ("lr", "hints", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is at least 0; got {getattr(self, name)}")
@@ -91,6 +93,8 @@ class Recipe:
     def loss(self, output: Tensor, labels: Tensor | None, parent: Tensor | None) -> Tensor:
         """Cross-entropy with the labels, and Kullback-Leibler divergence from the parent (Hinton et al. 2015)."""
         output, t = _at_least_float32(logits(output)), self.temperature
+        if labels is not None:
+            require_labels(labels, *output.shape, at="a training batch", effect="the run was stopped")
         if parent is None:
             if labels is None:
                 raise BadData(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from surgery.capture import Restart, source_lines, tensors_in
 from surgery.graph import OVER, SOURCE, Layer
+from surgery.layers import MULTIPLYING
 from surgery.names import NEUTRAL, dense, everywhere, varying, width
 from surgery.observed import Axis, Doubt, State
 from surgery.operators import RULES, WEIGHTED
@@ -228,6 +229,17 @@ class Call:
         name = owner if last == "weight" and owner else weight.name
         self._seen.layers[weight.name] = Layer(name, weight.name, repeats + (known.repeats if known else 0.0))
 
+    def _count_whole(self) -> None:
+        """Note the multiply-adds of a layer that is not followed: its weight is computed, or a black box runs it."""
+        if not self._run.counting or self.name not in MULTIPLYING or len(self._args) < 2:
+            return
+        x, weight = self._args[:2]
+        state = self._run.states.get(id(weight))
+        if state is None or state.name not in self._seen.layers:
+            uses = x if self.name.startswith("conv_transpose") else self.result
+            macs = weight.numel() * uses.numel() / weight.shape[0] / self._run.batch
+            self._seen.fixed[self.where] = self._seen.fixed.get(self.where, 0.0) + macs
+
     # doubts
 
     def doubt(
@@ -274,6 +286,7 @@ class Call:
 
     def pin_everything(self, reason: str) -> Any:
         """Pin all that goes in; what comes out carries one pinned name."""
+        self._count_whole()
         for tensor in tensors_in((self._args, dict(self._kwargs))):
             value = self._state_or_names(tensor)
             if isinstance(value, State):

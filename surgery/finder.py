@@ -215,4 +215,4 @@ def _with_branches(graph: ChannelGraph, seen: Observed) -> ChannelGraph:
     groups = tuple(
         replace(group, droppable=not needed >> i & 1 and not group.norms) for i, group in enumerate(graph.groups)
     )
-    return replace(graph, groups=groups)
+    return replace(graph, groups=groups, fixed=seen.fixed)

@@ -87,7 +87,8 @@ class Layer:
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
     """What `surgery.trace` found. `shapes` holds every parameter, `buffers` and `sizes` those
-    that have slots, `buffers` those that layers read as well.
+    that have slots, `buffers` those that layers read as well. `fixed` holds the multiply-adds per example, by module,
+    of layers that could not be followed, such as one whose weight the forward computes: a cut takes none of them.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -96,6 +97,7 @@ class ChannelGraph:
     shapes: Mapping[str, tuple[int, ...]]
     buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def units(self) -> int:

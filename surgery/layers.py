@@ -147,10 +147,10 @@ def recurrent(call: "Call", x: Tensor, hidden: Any, weights: list[Any], biased: 
     reason = f"{call.name} at {call.where} feeds its hidden state back"
     per_direction = len(weights) // (layers * (2 if bidirectional else 1))
     for direction in range(2 if bidirectional else 1):
-        first = weights[direction * per_direction]
-        call.read(call.parameter(first), 1, names)
-        call.count(first, outputs_per_channel=call.shape.numel() / call.shape[-1])
+        call.read(call.parameter(weights[direction * per_direction]), 1, names)
     for weight in weights:
+        if len(weight.shape) > 1:
+            call.count(call.parameter(weight), outputs_per_channel=call.shape.numel() / call.shape[-1])
         for axis in range(len(weight.shape)):
             if not (axis == 1 and any(weight is weights[d * per_direction] for d in range(1 + bidirectional))):
                 call.names.pin(call.write(weight, axis), reason)
@@ -184,6 +184,9 @@ LAYER_RULES: dict[str, Rule] = {
     **rows(group_norm, "group_norm"),
     **rows(recurrent, "lstm gru rnn_tanh rnn_relu"),
 }
+
+MULTIPLYING = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+"""Operators whose multiply-adds count also where they are not followed."""
 
 LAYERS: dict[Rule, int] = dict.fromkeys(LAYER_RULES.values(), 0) | {embedding: 1}
 """These rules take parameters as such, except in the argument that holds data."""

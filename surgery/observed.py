@@ -66,7 +66,8 @@ class Observed:
 
     `nodes` are the operators in order, `ends` those that give the model's outputs. `boxed` are the values that black
     boxes got from the modules that they call, with the names of these. `computed`: the run depends on values;
-    `mutated`: it writes into tensors in place. `owned` are the ids of the network's parameters and buffers.
+    `mutated`: it writes into tensors in place. `owned` are the ids of the network's parameters and buffers. `fixed` are
+    the multiply-adds per example of layers that are not followed, by module.
     """
 
     names: Names = field(default_factory=Names)
@@ -75,6 +76,7 @@ class Observed:
     opaque: dict[str, str] = field(default_factory=dict)
     doubts: list[Doubt] = field(default_factory=list)
     layers: dict[str, Layer] = field(default_factory=dict)
+    fixed: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
     output_names: list[Tensor] = field(default_factory=list)

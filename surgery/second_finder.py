@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -119,7 +119,7 @@ def _with_pins(found: Found, model: nn.Module, first: ChannelGraph) -> ChannelGr
     resolved, reasons = resolve(found.seen, names, names.classes())
     order = {weight: i for i, weight in enumerate(layers)}
     keys = sorted(resolved, key=lambda key: (order.get(key[0], len(order)), resolved[key].role == "read"))
-    return build({key: resolved[key] for key in keys}, reasons, layers, model)
+    return replace(build({key: resolved[key] for key in keys}, reasons, layers, model), fixed=first.fixed)
 
 
 def _prove(model: nn.Module, example_inputs: ExampleInputs, graph: ChannelGraph) -> None:

@@ -54,6 +54,7 @@ class SizeModel:
         full = torch.tensor([float(graph.length(tensor, axis)) for tensor, axis in keys] + [1.0]).double()
         self._fixed = full.index_add(0, self._axis, -self._count)
         repeats = {layer.weight: layer.repeats for layer in graph.layers}
+        self._unfollowed = sum(graph.fixed.values())
         rank = max(Counter(tensor for tensor, _ in keys).values(), default=1)
         axes, elements, macs, over = [], [], [], []
         for tensor, shape in tensors.items():
@@ -77,7 +78,7 @@ class SizeModel:
     def macs(self, open_: Tensor) -> Tensor:
         """Multiply-adds per example for `open_`, shape (units,), values in [0, 1]. float64 scalar."""
         products, lengths = self._products(open_)
-        return (self._macs * products * lengths[self._over]).sum()
+        return (self._macs * products * lengths[self._over]).sum() + self._unfollowed
 
     def lengths(self, open_: Tensor) -> Tensor:
         """The expected width of every axis in `axes`, float64, for `open_`, shape (units,); a 1 comes last."""

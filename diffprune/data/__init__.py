@@ -19,8 +19,14 @@ FOLDERS: dict[str, Callable[[Path, int], Source]] = {
 }
 
 
+def makes_batches(spec: str) -> bool:
+    """Whether the data is a function of the user's, which decides itself how large its batches are."""
+    name, colon, _ = spec.partition(":")
+    return bool(colon) and name not in (*FOLDERS, "digits")
+
+
 def load_data(
-    spec: str, *, image_size: int | None = None, batch: int = 128, seed: int = 0, augment: bool = True
+    spec: str, *, image_size: int | None = None, batch: int | None = None, seed: int = 0, augment: bool = True
 ) -> Data:
     """The data that `spec` names.
 
@@ -34,17 +40,20 @@ def load_data(
       normalised by `mean` and `std` (C,) of the file, or else of the training images; float (N, C, H, W) is left as it
       is.
     - `package.module:function`: what the user's function returns, `(train, val)` or `Data`. This imports and runs the
-      user's code. The batches of `(train, val)` are read once from end to end, to check and count them.
+      user's code, which says how large batches are, whatever `batch` is. Those of `(train, val)` are read once from end
+      to end, to check and count them.
 
     Without labels to train on, `compress` learns from the dense network's answers alone.
 
-    `image_size` resizes stored arrays to squares. `augment` changes what is trained on: for cifar10 a crop out of the
-    image padded by 4 and a flip, for imagefolder a flip. Nothing is ever unpickled.
+    `batch` is 128 by default. `image_size` resizes stored arrays to squares. `augment` changes what is trained on: for
+    cifar10 a crop out of the image padded by 4 and a flip, for imagefolder a flip. Nothing is ever unpickled.
 
     Raises:
         BadData: the data is unknown, missing, damaged, of the wrong shape, or has labels that are no class indices.
     """
     name, _, path = spec.partition(":")
+    if batch is not None and batch < 1:
+        raise bad_data(f"batches of {batch} images were asked for", spec, "give 1 or more")
     if spec == "digits":
         source = digits()
     elif name in FOLDERS and path:
@@ -60,4 +69,4 @@ def load_data(
     else:
         return from_user(spec, image_size)
     size = 16 if spec == "digits" and image_size is None else image_size
-    return batched(source, size=size, batch=batch, seed=seed, augment=augment)
+    return batched(source, size=size, batch=128 if batch is None else batch, seed=seed, augment=augment)

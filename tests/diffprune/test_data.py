@@ -478,6 +478,11 @@ def test_the_users_function_gives_something_else(user: str, name: str, fact: str
         load_data(f"{user}:{name}")
 
 
+def test_batches_of_nothing() -> None:
+    with pytest.raises(BadData, match="batches of 0 images were asked for"):
+        load_data("digits", batch=0)
+
+
 def test_an_image_size_that_the_users_data_does_not_have(user: str) -> None:
     assert load_data(f"{user}:good", image_size=8).input_shape == (3, 8, 8)
     with pytest.raises(BadData, match=r"image size 9 was asked for; the function gives \(3, 8, 8\)"):

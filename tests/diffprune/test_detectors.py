@@ -95,3 +95,5 @@ def test_a_recovery_that_loses_accuracy_says_so_where_examples_can_tell() -> Non
     assert lost(0.96, 0.95, 450) == []
     assert lost(0.96, 0.945, 10_000) != []
     assert lost(0.5, 0.42, 100) == []
+    assert lost(1.0, 39 / 40, 40) == [], "one image of 40 tells nothing, also where all were right before"
+    assert lost(1.0, 0.7, 40) != []

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import surgery
 from diffprune import Budget, HardConcrete, Recipe, Result, compress
 from diffprune.compensate import compensate_
-from diffprune.errors import BadBudget, BadData, BudgetUnreachable, NothingToCut, TrainingDiverged
+from diffprune.errors import BadBudget, BadConfig, BadData, BadModel, BudgetUnreachable, NothingToCut, TrainingDiverged
 from diffprune.feeding import endless
 from diffprune.gains import gains
 from diffprune.landing import land
@@ -535,3 +535,85 @@ def test_the_fit_can_be_left_out(
     for asked in (True, False):
         compress(parent, train, val, budget=Budget(macs=0.5), epochs=0, recipe=Recipe(compensate=asked))
         assert len(fitted) == 1
+
+
+def test_what_scores_do_to_their_network_stays_there(parent: nn.Module, train: Batches, val: Batches) -> None:
+    def careless(model: nn.Module, graph: surgery.ChannelGraph, images: Tensor) -> Tensor:
+        model.train()
+        model(5 * images + 3).sum().backward()
+        return torch.ones(graph.units)
+
+    result = compress(parent, train, val, budget=Budget(macs=0.6), epochs=0.25, scores=careless)
+    assert result.report["accuracy"]["dense"] == pytest.approx(right(parent, val))
+
+
+def test_the_result_has_no_gradients_left(result: Result) -> None:
+    """A loop that clears them after its step would add these to its first."""
+    assert all(p.grad is None for p in result.model.parameters())
+
+
+def test_inference_mode_is_no_hindrance(parent: nn.Module, train: Batches, val: Batches) -> None:
+    with torch.inference_mode():
+        result = compress(parent, train, val, budget=Budget(macs=0.6), epochs=0.25)
+        assert torch.is_inference_mode_enabled()
+    assert result.report["training"]["steps"] == 2
+
+
+LATE = 1000 // 32 + 1
+"""Batches that calibration does not look at come behind these."""
+
+
+@pytest.mark.parametrize(
+    ("late", "fact"),
+    [
+        (torch.full((32,), 3), "labels go from 3 to 3; the network tells 3 classes apart"),
+        (torch.full((32,), -100), "labels go from -100 to -100"),
+        (torch.zeros(31).long(), r"labels are torch.int64 of shape \(31,\) for 32 inputs"),
+        (None, r"a batch holds inputs of shape \(0, 1, 8, 8\)"),
+    ],
+    ids=["out of range", "ignored", "too few", "empty"],
+)
+def test_what_is_wrong_with_a_late_batch_is_told(
+    parent: nn.Module, train: Batches, val: Batches, late: Tensor | None, fact: str
+) -> None:
+    images = train[0][0]
+    batch = (images[:0], torch.zeros(0).long()) if late is None else (images, late)
+    with pytest.raises(BadData, match=fact) as caught:
+        compress(parent, [*(train * 5)[:LATE], batch], val, budget=Budget(macs=0.6), epochs=1)
+    assert "the run was stopped" in str(caught.value)
+
+
+def test_images_that_the_network_does_not_take(parent: nn.Module, train: Batches, val: Batches) -> None:
+    doubles = [(x.double(), labels) for x, labels in train]
+    colours = [(x.expand(-1, 3, 8, 8), labels) for x, labels in train]
+    for given, fact in ((doubles, "in torch.float64: "), (colours, r"images of \(3, 8, 8\)")):
+        with pytest.raises(BadData, match=fact):
+            compress(parent, given, val, budget=Budget(macs=0.6), epochs=0)
+        with pytest.raises(BadData, match=fact):
+            compress(parent, train, given, budget=Budget(macs=0.6), epochs=0)
+    samples: Any = TensorDataset(*train[0])
+    with pytest.raises(BadData):
+        compress(parent, samples, val, budget=Budget(macs=0.6), epochs=0)
+
+
+@pytest.mark.parametrize(
+    "given", [{"epochs": 1e308}, {"epochs": -1}, {"epochs": float("nan")}, {"round_to": 0}, {"seed": 2**70}]
+)
+def test_numbers_that_mean_nothing(given: dict[str, Any], parent: nn.Module, train: Batches, val: Batches) -> None:
+    with pytest.raises(BadBudget, match="are asked"):
+        compress(parent, train, val, budget=Budget(macs=0.6), **given)
+
+
+def test_a_device_that_is_none(parent: nn.Module, train: Batches, val: Batches) -> None:
+    with pytest.raises(BadConfig, match="device"):
+        compress(parent, train, val, budget=Budget(macs=0.6), device="gpu")
+
+
+def test_a_momentum_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="momentum is at least 0 and below 1"):
+        Recipe(momentum=1.0)
+
+
+def test_a_network_spread_over_devices_is_refused(parent: nn.Module, train: Batches, val: Batches) -> None:
+    with pytest.raises(BadModel, match="is in a DataParallel"):
+        compress(nn.DataParallel(parent), train, val, budget=Budget(macs=0.6), epochs=0.25)

@@ -440,3 +440,17 @@ def test_a_frozen_network_has_no_parent_to_train(here: Path, monkeypatch: pytest
     assert outcome.code == 2
     assert "BadConfig: every parameter of the network is frozen" in outcome.err
     assert not list((here / "frozen").iterdir())
+
+
+def test_the_users_data_decides_how_large_batches_are(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise export.CannotMeasure("stop here", at="here", effect="nothing", fix="none")
+
+    monkeypatch.setattr("diffprune.run.compress", stop)
+    (here / "pairs_of_mine.py").write_text(
+        "import torch\ndef pairs():\n    half = [(torch.randn(8, 1, 8, 8), torch.arange(8))]\n    return half, half\n"
+    )
+    words = f"--model {MODULE}:factory --data pairs_of_mine:pairs --epochs 0 --macs 0.6 --round-to 1".split()
+    outcome = typed("compress", *words, "--batch", 7, "--output", "own/one")
+    assert "warning: batches of 7 images were asked for; pairs_of_mine:pairs makes its own" in outcome.err
+    assert "makes its own" not in typed("compress", *words, "--output", "own/two").err

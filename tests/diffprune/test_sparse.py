@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlock
 
 import surgery
 from diffprune.errors import NothingToCut
@@ -66,6 +67,24 @@ def test_the_input_model_is_left_alone_and_open_gates_change_nothing() -> None:
     sparse.follow_(0.5)
     assert not torch.equal(sparse(x), model(x))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_scales_tokens_and_positions_are_no_weights() -> None:
+    """They start small: by magnitude all scales of a ConvNeXt would go, and with them every branch."""
+    model = nn.ModuleDict({
+        "block": CNBlock(8, 1e-6, 0.0),
+        "attention": nn.MultiheadAttention(8, 2),
+        "cells": nn.LSTM(8, 4),
+    })
+    model.register_parameter("token", nn.Parameter(torch.randn(1, 1, 8)))
+    model.register_parameter("positions", nn.Parameter(torch.randn(1, 16, 8)))
+    assert set(SparseModel(model)._shapes) == {
+        "block.block.0.weight", "block.block.3.weight", "block.block.5.weight",
+        "attention.in_proj_weight", "attention.out_proj.weight", "cells.weight_ih_l0", "cells.weight_hh_l0",
+    }  # fmt: skip
+    folded = SparseModel(model).folded(0.2)
+    for name in ("token", "positions", "block.layer_scale"):
+        assert torch.equal(folded.get_parameter(name), model.get_parameter(name))
 
 
 def test_without_weights_it_is_refused() -> None:

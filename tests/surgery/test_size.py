@@ -1,12 +1,16 @@
 """Predicted size against counted size, and the expected size against the mean over every keep."""
 
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from counting import macs, params
 from oracle import random_keep
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from zoo import traced
 
 import surgery
@@ -45,6 +49,68 @@ def test_predicted_size_is_the_counted_size_of_the_cut_network(name: str) -> Non
         keep = random_keep(graph, seed)
         small = surgery.cut(model, graph, keep)
         assert size.of(keep) == surgery.Size(params(small), macs(small, x))
+
+
+class Gained(nn.Module):
+    """A convolution whose weight the forward computes, between two that are layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1), nn.Linear(6, 5)
+        self.weight, self.gain = nn.Parameter(torch.randn(8, 8, 3, 3)), nn.Parameter(torch.rand(8, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(self.a(x).relu(), self.weight * self.gain, padding=1)
+        return self.head(self.b(x).relu().mean((2, 3)))
+
+
+class Deciding(Gained):
+    """The same, decided by values: a black box, which runs the convolution itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(self.b(F.conv2d(-x if x.mean() > 100 else x, self.weight)).mean((2, 3)))
+
+
+def parametrized(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), norm(nn.Conv2d(8, 8, 3)), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(),
+        norm(nn.ConvTranspose2d(8, 6, 2)), nn.Flatten(), norm(nn.Linear(6 * 6 * 6, 5)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Gained(), Deciding(), parametrized(parametrizations.weight_norm), parametrized(parametrizations.spectral_norm)],
+    ids=["computed", "black box", "weight_norm", "spectral_norm"],
+)
+def test_a_layer_that_is_not_followed_has_its_multiply_adds_all_the_same(model: nn.Module) -> None:
+    """Else a budget would be met on paper, with most of the cost in what was not counted."""
+    x = torch.randn(2, 3, 9, 9)
+    graph = surgery.trace(model.eval(), x)
+    size = SizeModel(graph)
+    assert sum(graph.fixed.values()) > 0
+    assert size.dense == surgery.Size(params(model), macs(model, x))
+    keep = random_keep(graph, 0)
+    assert size.of(keep).macs == macs(surgery.cut(model, graph, keep), x)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize(("layers", "both"), [(1, False), (2, True)])
+def test_all_matrices_of_a_recurrent_layer_count(kind: Any, gates: int, layers: int, both: bool) -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(6, 10)
+            self.cells = kind(10, 7, layers, batch_first=True, bidirectional=both)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cells(self.first(x).relu())[0]
+
+    ways = 2 if both else 1
+    read = [10] + [7 * ways] * (layers - 1)
+    expected = 9 * (6 * 10 + sum(ways * gates * 7 * (n + 7) for n in read))
+    assert SizeModel(surgery.trace(Steps(), torch.randn(2, 9, 6))).dense.macs == expected
 
 
 def test_expected_size_is_the_mean_over_all_keeps() -> None:
