@@ -84,11 +84,11 @@ def compress(
     this CPU with `threads` threads and `latency_batch` images at once, or, if `latency_device` is "cuda", by torch's
     CUDA graphs on this GPU in `latency_precision` ("fp32", "tf32" or "fp16"): the report has the interval.
     Units in one of the `bundles` stay or go together, and are not rounded; `bundles=branches` drops whole residual
-    branches: they stay zero, and ONNX files go without them. `scores` tells what each unit is worth before the search: `gains` by default,
-    `criterion_scores` for one of torch-pruning's, or a function of yours from (network, graph, images) to a tensor of
-    shape (units,). The network must return logits, shape (N, classes). Frozen parameters stay as they are; if all are
-    frozen, every step goes to the gates. Training that ends clearly below where the fit after the cut began it is
-    undone, with a warning.
+    branches: they stay zero, and ONNX files go without them. `scores` tells what each unit is worth before the search:
+    `gains` by default, `criterion_scores` for one of torch-pruning's, or a function of yours from (network, graph,
+    images) to a tensor of shape (units,). The network must return logits, shape (N, classes). Frozen parameters stay as
+    they are; if all are frozen, every step goes to the gates. Training that ends clearly below where the fit after the
+    cut began it is undone, with a warning.
     Raises NothingToCut, BudgetUnreachable, BadData, TrainingDiverged, surgery.NotEqual (never expected) and what
     tracing raises.
     """
