@@ -1,5 +1,7 @@
 """The command line. torch is imported only by the commands that need it, so that help comes at once."""
 
+import errno
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +21,9 @@ app = typer.Typer(
 )
 
 NETWORK = "torchvision:NAME, digits:resnet18 or package.module:factory"
+PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""What the place where something is to be written may lack."""
+
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells know it."""
 
@@ -185,6 +190,8 @@ def bench(
     """
     if json:
         require_folder(json, "--json")
+        if json.suffix.lower() == ".onnx":
+            raise bad_option(f"--json is {str(json)!r}, which would be replaced", "name a file that ends in .json")
     shapes = dict(named_sizes(text) for text in input_ or [])
     several = {"threads": counts(threads, "--threads"), "batches": counts(batch, "--batch")}
     from diffprune.bench_lines import bench_lines
@@ -194,9 +201,11 @@ def bench(
 
     settings = grid(device, **several, runtimes=runtime.split(","), precisions=precision.split(","))
     found = measured(dense, small, settings, shapes=shapes, seconds=seconds, tell=_tell)
-    if json:
-        write_atomically(json, as_json(found.as_dict()))
-    _print(*bench_lines(found))
+    try:
+        if json:
+            write_atomically(json, as_json(found.as_dict()))
+    finally:
+        _print(*bench_lines(found))
     if found.failure:
         raise found.failure
 
@@ -255,6 +264,8 @@ def export(
     if mean is None and not preprocessing:
         raise bad_option("--no-preprocessing goes with --mean and --std", "give these as well, or leave it out")
     require_folder(output, "--output")
+    if output.suffix.lower() != ".onnx":
+        raise bad_option(f"--output is {str(output)!r}", "name a file that ends in .onnx")
     names = lines_of(labels, "--labels") if labels else None
     from diffprune.exporting import export_saved
     from diffprune.models import load_model
@@ -262,7 +273,11 @@ def export(
     from export import Preprocessing
 
     known = None if mean is None else Preprocessing(*pixels)
-    said = about(model, weights, license, shape) | (known.metadata() if known else {})
+    if known and not preprocessing and not known.fits(shape[0]):
+        raise bad_option(
+            f"--mean {mean} and --std {std} do not normalise {shape[0]} channels", "give each a number, std above 0"
+        )
+    said = about(model, weights, license, shape) | (known.normalisation() if known else {})
     shipped = export_saved(
         saved, output, lambda: load_model(model, weights=weights, num_classes=classes), Origin(classes, names, said),
         opset=opset, preprocessing=known if preprocessing else None, twin=static_twin,
@@ -329,6 +344,9 @@ def main() -> None:
 
     What fails or is refused says what, where, effect and fix.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without arrows shows what it can
     try:
         with Interrupts():
             app()
@@ -340,6 +358,9 @@ def main() -> None:
         if Interrupts.heard:  # an import that is interrupted may raise anything
             typer.echo(STOPPED, err=True)
             sys.exit(INTERRUPTED)
+        if isinstance(error, OSError) and error.errno in PLACE:
+            typer.echo(_no_place(error), err=True)
+            sys.exit(2)
         if not _is_ours(error):
             raise
         typer.echo("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]), err=True)
@@ -349,6 +370,13 @@ def main() -> None:
 def _is_ours(error: Exception) -> bool:
     """One of the three packages' own errors. By name, as importing them all would mean importing torch."""
     return any(base.__name__ in ("DiffpruneError", "SurgeryError", "ExportError") for base in type(error).__mro__)
+
+
+def _no_place(error: OSError) -> str:
+    return (
+        f"{type(error).__name__}: {error.strerror}\n  at      {error.filename2 or error.filename or 'writing a file'}\n"
+        "  effect  the command stopped; what it says above is done\n  fix     make room there, or name another place"
+    )
 
 
 def _print(*lines: Any) -> None:

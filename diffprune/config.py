@@ -133,11 +133,12 @@ def portable(config: Config) -> Config:
     Run in the folders that hold these names, or with the paths given again, they mean the same.
     """
     source, colon, path = config.data.partition(":")
-    short = {"data": source + colon + _last(path), "output": _last(config.output)}
-    return config.model_copy(update=short | ({"weights": _last(config.weights)} if config.weights else {}))
+    short = {"data": source + colon + last_of(path), "output": last_of(config.output)}
+    return config.model_copy(update=short | ({"weights": last_of(config.weights)} if config.weights else {}))
 
 
-def _last(path: str) -> str:
+def last_of(path: str) -> str:
+    """The last name of an absolute path, a relative one as it is."""
     return Path(path).name or "." if Path(path).is_absolute() else path
 
 

@@ -46,7 +46,8 @@ def numbers(text: str | None, option: str) -> tuple[float, ...]:
 
 def lines_of(file: Path, option: str) -> tuple[str, ...]:
     try:
-        return tuple(file.read_text(encoding="utf-8").splitlines())
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split names at U+2028 as well
+        return tuple(lines[:-1] if not lines[-1] else lines)
     except (OSError, UnicodeDecodeError) as error:
         raise bad_option(f"{option} {file} cannot be read: {error}", "name a text file, a name on each line") from None
 

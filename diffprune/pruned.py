@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import export
 import surgery
-from diffprune.config import Config
+from diffprune.config import Config, last_of
 from diffprune.errors import NotReproducible
 from diffprune.models import load_model
 from diffprune.weights import named_weights
@@ -50,8 +50,8 @@ class Origin:
 
 
 def about(model: str, weights: str | None, license: str, shape: tuple[int, ...]) -> dict[str, str]:
-    """What every file says of itself."""
-    named = {"base_weights": weights} if weights else {}
+    """What every file says of itself, of an absolute path of weights the last name only."""
+    named = {"base_weights": last_of(weights)} if weights else {}
     return {"source_model": model, "base_model": model, **named, "license": license, "input_shape": json.dumps(shape)}
 
 

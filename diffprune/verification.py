@@ -28,6 +28,9 @@ REPEATS = 1.05
 """Two measurements of the same files agree when their intervals lie no further apart than this factor: on a shared
 machine, interleaved runs of one pair came out up to 4.3 % apart."""
 
+NETWORKS = (".onnx", ".onnx.data", ".safetensors")
+"""Ends of names that somebody could take for a network of the run."""
+
 SAME_MACHINE = {"cpu": ("cpu", "isa", "cores", "onnxruntime"), "cuda": ("gpu", "torch")}
 
 
@@ -94,11 +97,11 @@ def _failed(name: str, error: Exception) -> Check:
 
 
 def _unchanged(folder: Path, manifest: Manifest) -> str:
-    """Every file is there with the bytes it had, and no network beside them."""
-    there = {path.name: path for path in folder.iterdir() if path.is_file()}
+    """Every file is there with the bytes it had, and no network beside them or below."""
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     missing = [name for name in manifest.files if name not in there]
     changed = [name for name, digest in manifest.files.items() if name in there and sha256_of(there[name]) != digest]
-    strange = [name for name in there if name.endswith(".onnx") and name not in manifest.files]
+    strange = [name for name in there if name.lower().endswith(NETWORKS) and name not in manifest.files]
     if missing or changed or strange:
         facts = {"missing": missing, "changed": changed, "not listed": strange}
         wrong, all_ = len(missing) + len(changed) + len(strange), len({*manifest.files, *strange})

@@ -82,6 +82,11 @@ def input_specs(session: Any, *, batch: int, path: Path, shapes: Shapes | None =
         first = declared[0] if found and declared and isinstance(declared[0], int) else batch
         asked = (first, *shapes[value.name]) if value.name in shapes else (first, *declared[1:])
         found.append(InputSpec(value.name, _shape(value.name, declared, asked, path), _known_type(value, path)))
+    if batch > 1 and not any(spec.shape[:1] == (batch,) for spec in found):
+        raise CannotMeasure(
+            f"a batch of {batch} was asked for; no axis of {', '.join(names) or 'an input'} can take it",
+            at=str(path), effect="nothing was run", fix="measure it at batch 1, or give the sizes of its inputs",
+        )
     return tuple(found)
 
 
@@ -89,14 +94,21 @@ def random_feed(specs: tuple[InputSpec, ...], *, seed: int) -> Feed:
     """Standard normal numbers, 0 to 255 for uint8, which are pixels, and 0 or 1 for other integers and booleans, which
     are valid indices into any table of two."""
     generator = np.random.default_rng(seed)
-    feed: Feed = {}
-    for spec in specs:
-        dtype = DTYPES[spec.type]
-        floating = np.issubdtype(dtype, np.floating)
-        levels = 256 if dtype is np.uint8 else 2
+    return {spec.name: _random(spec, generator) for spec in specs}
+
+
+def _random(spec: InputSpec, generator: np.random.Generator) -> npt.NDArray[Any]:
+    dtype = DTYPES[spec.type]
+    floating = np.issubdtype(dtype, np.floating)
+    levels = 256 if dtype is np.uint8 else 2
+    try:
         numbers = generator.standard_normal(spec.shape) if floating else generator.integers(0, levels, spec.shape)
-        feed[spec.name] = np.ascontiguousarray(numbers.astype(dtype))
-    return feed
+        return np.ascontiguousarray(numbers.astype(dtype))
+    except (MemoryError, ValueError) as error:  # ValueError: more elements than numpy can count
+        raise CannotMeasure(
+            f"there is no memory for {spec.name} of shape {spec.shape}: {error}",
+            at="the random inputs", effect="nothing was run", fix="ask for a smaller batch or smaller sizes",
+        ) from error
 
 
 def runner(session: Any, feed: Feed, *, device: str) -> Callable[[], object]:

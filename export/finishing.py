@@ -79,7 +79,7 @@ def _cleaned(small: onnx.ModelProto, source: Source, recipe: Mapping[str, Any]) 
     properties = {entry.key: entry.value for entry in source.model.metadata_props}
     if "parity" in properties:  # what was promised of the float32 file
         properties["float32_parity"] = properties.pop("parity")
-    data = [source.path.with_name(name) for name in data_files(read_model(source.path))]
+    data = [source.path.parent / name for name in data_files(read_model(source.path))]
     properties |= {"quantization": json.dumps(recipe), "float32_sha256": sha256_of(source.path, *data)}
     graph.metadata_props.clear()
     graph.metadata_props.update(sorted(properties.items()))

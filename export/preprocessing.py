@@ -28,12 +28,19 @@ class Preprocessing:
         for name in ("mean", "std"):  # numpy's and torch's numbers are none that JSON knows
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
 
+    def normalisation(self) -> dict[str, str]:
+        """What a file says that takes pixels after this."""
+        return {"mean": json.dumps(list(self.mean)), "std": json.dumps(list(self.std))}
+
     def metadata(self) -> dict[str, str]:
         """What a file with this inside says of its input."""
-        return {
-            "mean": json.dumps(list(self.mean)), "std": json.dumps(list(self.std)),
-            "preprocessing": "inside this file: uint8 NHWC in, then (x / 255 - mean) / std",
-        }
+        inside = "inside this file: uint8 NHWC in, then (x / 255 - mean) / std"
+        return {**self.normalisation(), "preprocessing": inside}
+
+    def fits(self, channels: int | None) -> bool:
+        """Whether it can normalise images of so many channels."""
+        finite = all(map(math.isfinite, (*self.mean, *self.std))) and all(value > 0 for value in self.std)
+        return finite and {len(self.mean), len(self.std)} == {channels}
 
     def before(self, network: nn.Module, examples: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
         """`network` with this in front, and random pixels for it in place of its own example, (N, C, H, W).
@@ -44,8 +51,7 @@ class Preprocessing:
         shapes = [f"{tuple(example.shape)} {example.dtype}" for example in examples]
         one = len(examples) == 1 and examples[0].dim() == 4 and examples[0].is_floating_point()
         channels = examples[0].shape[1] if one else None
-        usable = all(map(math.isfinite, (*self.mean, *self.std))) and all(value > 0 for value in self.std)
-        if not one or {len(self.mean), len(self.std)} != {channels} or not usable:
+        if not self.fits(channels):
             raise NotExportable(
                 f"mean {tuple(self.mean)} and std {tuple(self.std)} do not normalise {' and '.join(shapes)}",
                 at="preprocessing", effect="nothing was written",

@@ -151,7 +151,7 @@ def stored_types(file: Path) -> Mapping[int, int]:
         read_model(file)  # says why not
     now = file.stat()
     counts, beside = _stored(file, now.st_ino, now.st_mtime_ns, now.st_size)
-    if not all(file.with_name(name).is_file() for name in beside):
+    if not all((file.parent / name).is_file() for name in beside):
         read_model(file)
     return counts
 

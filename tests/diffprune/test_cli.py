@@ -1,5 +1,6 @@
 """The command line: help without torch, settings from options and files, exit codes, interruption."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import diffprune
 from diffprune import run as run_module
 from diffprune.config import Config, load_config, to_toml
 from diffprune.demo import demo_config
+from diffprune.options import lines_of
 from diffprune.run import Finished
 
 COMMANDS = ("demo", "compress", "inspect", "bench", "explain", "export", "verify", "quantize")
@@ -151,6 +153,30 @@ def test_a_fault_of_ours_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(run_module, "run", fail)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         typed("demo")
+
+
+def test_a_full_disk_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: Config, **_: Any) -> Finished:
+        raise OSError(errno.ENOSPC, "No space left on device", "pruned.onnx")
+
+    monkeypatch.setattr(run_module, "run", fail)
+    outcome = typed("compress", *f"--model {MODULE}:factory --data digits --macs 0.5 --output runs/one".split())
+    assert outcome.code == 2
+    assert "OSError: No space left on device\n  at      pruned.onnx" in outcome.err
+
+
+def test_names_of_classes_are_the_lines_of_a_file(here: Path) -> None:
+    for text in ("cat\ndog\u2028s\n", "\ufeffcat\r\ndog\u2028s"):
+        (here / "names.txt").write_bytes(text.encode())
+        assert lines_of(here / "names.txt", "--labels") == ("cat", "dog\u2028s")
+
+
+def test_a_network_is_not_replaced_by_numbers(here: Path) -> None:
+    (here / "a.onnx").write_bytes(b"mine")
+    outcome = typed("bench", "a.onnx", "--json", "a.onnx")
+    assert outcome.code == 2
+    assert "--json is 'a.onnx', which would be replaced" in outcome.err
+    assert (here / "a.onnx").read_bytes() == b"mine"
 
 
 def test_errors_of_all_three_packages_are_exit_code_2() -> None:

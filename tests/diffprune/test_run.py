@@ -26,7 +26,7 @@ from diffprune.config import load_config
 from diffprune.data import load_data
 from diffprune.manifest import read_manifest
 from diffprune.models import load_model
-from diffprune.pruned import built
+from diffprune.pruned import about, built
 from diffprune.recover import accuracy
 from diffprune.report import count, milliseconds, percent
 from diffprune.stored import load_run
@@ -302,6 +302,7 @@ def test_an_exported_file_has_a_card_whose_code_runs_and_a_manifest(
     assert 'license: "mit"' in card
     assert "`digit 9`" in card
     assert ("uint8 (batch, height, width, channels), normalised inside" in card) == (baked == NORMALISED)
+    assert ("inside this file" in inside.get("preprocessing", "")) == (baked == NORMALISED)
     assert json.loads(inside["mean"]) == [0.25]
     assert "mean = [0.25]" in card
     (block,) = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
@@ -309,6 +310,28 @@ def test_an_exported_file_has_a_card_whose_code_runs_and_a_manifest(
     assert int(capsys.readouterr().out.strip("[]\n")) in range(10)
     for path in here.glob("f*"):
         path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        ("--output f.onnx --mean nan,0.5 --std 1,1 --no-preprocessing", "do not normalise 1 channels"),
+        ("--output f.onnx --mean 0.5 --std 0 --no-preprocessing", "do not normalise 1 channels"),
+        ("--output runs/one/pruned.safetensors", "name a file that ends in .onnx"),
+    ],
+)
+def test_an_export_that_would_say_or_destroy_the_wrong_thing(here: Path, folder: Path, words: str, fact: str) -> None:
+    before = sha256_of(folder / "pruned.safetensors")
+    outcome = typed("export", "runs/one/pruned.safetensors", *f"--model {MODULE}:factory --input 1,8,8 {words}".split())
+    assert outcome.code == 2
+    assert fact in outcome.err
+    assert not list(here.glob("f.*"))
+    assert sha256_of(folder / "pruned.safetensors") == before
+
+
+def test_an_absolute_path_of_weights_stays_here() -> None:
+    assert about("a:b", "/home/me/w.safetensors", "mit", (1, 8, 8))["base_weights"] == "w.safetensors"
+    assert about("a:b", "w/w.safetensors", "mit", (1, 8, 8))["base_weights"] == "w/w.safetensors"
 
 
 def test_a_file_that_comes_out_otherwise_the_second_time_is_not_shipped(

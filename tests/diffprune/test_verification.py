@@ -225,6 +225,16 @@ def test_on_another_machine_both_numbers_are_told(
         verification._speed(folder, read_manifest(folder))
 
 
+@pytest.mark.parametrize("name", ["dense.safetensors", "x.ONNX", "sub/x.onnx", "pruned.onnx.data"])
+def test_whatever_could_be_taken_for_a_network_is_named(name: str, folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert name not in manifest.files
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"not ours")
+    with pytest.raises(verification.NotVerified, match=f"not listed: {name}"):
+        verification._unchanged(folder, manifest)
+
+
 def test_a_network_that_nobody_listed_is_named(folder: Path) -> None:
     manifest = read_manifest(folder)
     shutil.copy(folder / "pruned.onnx", folder / "pruned-int8.onnx")

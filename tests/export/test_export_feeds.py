@@ -41,7 +41,7 @@ def test_another_free_axis_is_named(axis):
 def test_sizes_that_are_given_hold_where_the_file_says_nothing():
     silent = session(("x", [], "tensor(float)"))
     assert input_specs(silent, batch=8, path=PATH, shapes={"x": (3, 4, 4)})[0].shape == (8, 3, 4, 4)
-    assert input_specs(silent, batch=8, path=PATH)[0].shape == ()
+    assert input_specs(silent, batch=1, path=PATH)[0].shape == ()
 
 
 def test_who_leaves_an_input_without_sizes_is_asked_for_them(tmp_path):
@@ -80,7 +80,7 @@ def test_only_the_first_input_says_what_the_batch_is():
     assert [spec.shape for spec in input_specs(inputs, batch=5, path=PATH)] == [(5, 3), (7, 4), (5,)]
     with pytest.raises(export.CannotMeasure, match="fixed batch 1, asked was 5"):
         input_specs(session(("x", [1, 3], "tensor(float)"), ("y", ["n"], "tensor(float)")), batch=5, path=PATH)
-    assert input_specs(session(("scale", [], "tensor(float)")), batch=5, path=PATH)[0].shape == ()
+    assert input_specs(session(("scale", [], "tensor(float)")), batch=1, path=PATH)[0].shape == ()
 
 
 def test_free_axes_take_the_sizes_given():
@@ -107,3 +107,18 @@ def test_what_is_fed_is_said():
 def test_pixels_take_all_their_values():
     pixels = random_feed((InputSpec("x", (64, 64), "tensor(uint8)"),), seed=0)["x"]
     assert (pixels.dtype, pixels.min(), pixels.max()) == (np.uint8, 0, 255)
+
+
+def test_a_batch_that_no_axis_can_take_is_not_claimed():
+    with pytest.raises(export.CannotMeasure, match="a batch of 8 was asked for; no axis of x can take it"):
+        input_specs(session(("x", [], "tensor(float)")), batch=8, path=PATH)
+    with pytest.raises(export.CannotMeasure, match="no axis of scale, x can take it"):
+        input_specs(session(("scale", [], "tensor(float)"), ("x", [1, 3], "tensor(float)")), batch=8, path=PATH)
+    with pytest.raises(export.CannotMeasure, match="no axis of an input can take it"):
+        input_specs(session(), batch=8, path=PATH)
+
+
+def test_inputs_that_no_memory_holds():
+    for batch in (10**11, 10**18):
+        with pytest.raises(export.CannotMeasure, match="there is no memory for x"):
+            random_feed((InputSpec("x", (batch, 224, 224, 3), "tensor(float)"),), seed=0)
