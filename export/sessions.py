@@ -143,7 +143,7 @@ def read_model(path: str | Path) -> onnx.ModelProto:
 
 
 def stored_types(file: Path) -> Mapping[int, int]:
-    """How many values of each type a file holds, by onnx's number of the type.
+    """How many values of each type a file holds, by onnx's number of the type; 0 of one that it casts to.
 
     Read once as long as the file stays what it is: it is asked at every opening. Raises as `read_model`.
     """
@@ -164,6 +164,8 @@ def _stored(file: Path, *_: int) -> tuple[Mapping[int, int], list[str]]:
     # Some exporters write constants in the place of initializers.
     for tensor in (*model.graph.initializer, *(a.t for n in constants for a in n.attribute if a.name == "value")):
         counts[tensor.data_type] += math.prod(tensor.dims)
+    casts = (node for node in model.graph.node if node.op_type == "Cast")
+    counts.update({a.i: 0 for node in casts for a in node.attribute if a.name == "to"})
     return counts, data_files(model)
 
 

@@ -396,3 +396,23 @@ def test_files_of_other_exporters_become_smaller_too(tmp_path, folder, images, m
     onnx.save(model, tmp_path / "foreign.onnx")
     small = make(tmp_path / "foreign.onnx", tmp_path / "small.onnx", images)
     assert small.fidelity.sqnr_db > 15
+
+
+def test_nor_does_one_that_casts_its_weights(tmp_path):
+    """Such files hold float32 and compute in float16."""
+    torch.manual_seed(0)
+    model, x = VisionTransformer(32, 16, 1, 2, 64, 64, num_classes=5), torch.randn(2, 3, 32, 32)
+    torch.nn.init.normal_(model.heads.head.weight)
+    file = export.to_onnx(model, x, tmp_path / "float32.onnx")
+    half = onnx.load(export.to_fp16(file.path, tmp_path / "half.onnx", [x]).path)
+    casts = []
+    for tensor in half.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT16:
+            wide = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), f"{tensor.name}.wide")
+            casts.append(helper.make_node("Cast", [wide.name], [tensor.name], to=onnx.TensorProto.FLOAT16))
+            tensor.CopyFrom(wide)
+    nodes = [*casts, *half.graph.node]
+    del half.graph.node[:]
+    half.graph.node.extend(nodes)
+    onnx.save(half, tmp_path / "casting.onnx")
+    assert export.measure(tmp_path / "casting.onnx", seconds=0.05).median > 0
