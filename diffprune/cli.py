@@ -373,10 +373,15 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _no_place(error: OSError) -> str:
-    return (
-        f"{type(error).__name__}: {error.strerror}\n  at      {error.filename2 or error.filename or 'writing a file'}\n"
-        "  effect  the command stopped; what it says above is done\n  fix     make room there, or name another place"
+    from diffprune.errors import DiffpruneError
+
+    said = DiffpruneError(
+        str(error.strerror),
+        at=str(error.filename2 or error.filename or "writing a file"),
+        effect="the command stopped; what it says above is done",
+        fix="make room there, or name another place",
     )
+    return f"{type(error).__name__}: {said}"
 
 
 def _print(*lines: Any) -> None:
