@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,11 +72,15 @@ def _require_network(model: object) -> None:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A graph under suppositions; which doubts each group depends on, by key; which groups meet in one doubt."""
+    """A graph under suppositions; which doubts each group depends on, by key; which groups meet in one doubt.
+
+    `remembered` are the sizes that are supposed to follow a cut.
+    """
 
     graph: ChannelGraph
     doubted: Mapping[str, frozenset[str]]
     meetings: frozenset[frozenset[str]]
+    remembered: frozenset[str] = frozenset()
 
 
 class _Search:
@@ -102,7 +106,7 @@ class _Search:
             if failure is None:
                 if self._pin_equals(attempt):
                     continue
-                return _with_branches(attempt.graph, self.seen)
+                return _with_branches(self._without_coincidences(attempt), self.seen)
             if time.monotonic() > deadline:
                 break
             if self.proof.cuts > CUTS:
@@ -128,7 +132,8 @@ class _Search:
         axes |= settled.sizes
         tied_by = functools.partial(settled.names.tied_by, settled.label)
         graph = build(axes, reasons, self.seen.layers, self.model, inputs, self.seen.unseen, tied_by)
-        return self._with_doubts(graph, settled.label, axes)
+        remembered = frozenset(name for name, _ in settled.sizes)
+        return replace(self._with_doubts(graph, settled.label, axes), remembered=remembered)
 
     def _with_doubts(self, graph: ChannelGraph, label: Tensor, axes: Mapping[AxisKey, Axis]) -> _Attempt:
         owner = torch.full((len(label) + 1,), -1)
@@ -145,6 +150,22 @@ class _Search:
             if not doubt.of_values:
                 meetings.add(names)
         return _Attempt(graph, {name: frozenset(keys) for name, keys in doubted.items()}, frozenset(meetings))
+
+    def _without_coincidences(self, attempt: _Attempt) -> ChannelGraph:
+        """Without the sizes that cuts are exact without: a number that only happens to be as large as a width stays.
+
+        Those of one class and attribute are read by the same code, and stay or go together.
+        """
+        alike: dict[tuple[type[nn.Module], str], set[str]] = {}
+        for name in attempt.remembered & attempt.graph.sizes.keys():
+            owner, _, attribute = name.rpartition(".")
+            alike.setdefault((type(self.model.get_submodule(owner)), attribute), set()).add(name)
+        for names in alike.values():
+            groups = [g.name for g in attempt.graph.groups if any(slot.tensor in names for slot in g.slots)]
+            less = replace(attempt, graph=_without_sizes(attempt.graph, names))
+            if self._disproof(less, groups) is None:
+                attempt = less
+        return attempt.graph
 
     def _blame(self, attempt: _Attempt, together: Failure) -> dict[frozenset[str], Failure]:
         """Sets of lines whose groups fail on their own, with the failure; all of them, if none does."""
@@ -195,6 +216,13 @@ class _Search:
         names = list(names)
         spelled = any(attempt.doubted[name] - self.of_values for name in names)
         return self.proof.disproof(attempt.graph, names, attempt.meetings if spelled else ())
+
+
+def _without_sizes(graph: ChannelGraph, names: Collection[str]) -> ChannelGraph:
+    groups = tuple(
+        replace(group, slots=tuple(slot for slot in group.slots if slot.tensor not in names)) for group in graph.groups
+    )
+    return replace(graph, groups=groups, sizes={n: size for n, size in graph.sizes.items() if n not in names})
 
 
 def _with_branches(graph: ChannelGraph, seen: Observed) -> ChannelGraph:

@@ -222,6 +222,26 @@ def test_a_named_tuple_may_remember_a_width() -> None:
     assert surgery.cut(model, graph, {"a.0": torch.arange(6) < 4}).config == Settings(4, 2)
 
 
+class Cropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.a, self.fc = 6, cbr(3, 6), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x[..., : self.largest, : self.largest])
+        batch, channels = x.shape[:2]
+        return self.fc(x.view(batch, channels, -1).view_as(x))
+
+
+def test_a_number_that_happens_to_be_as_large_as_a_width_stays() -> None:
+    model = ready(Cropping())
+    graph = surgery.trace(model, X[..., :3, :3])  # too small to tell the size from the width
+    keep = {"a.0": torch.arange(6) < 4}
+    small = surgery.cut(model, graph, keep)
+    assert small.largest == 6
+    surgery.check_equal(surgery.mask(model, graph, keep), small, X)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
