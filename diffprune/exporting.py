@@ -61,15 +61,15 @@ def export_saved(
         files = written(folder)
         before, again = ({file.path.name: file.sha256 for file in several} for several in (files, written(other)))
         require_same_bytes(again, before, source=saved.name)
-        names = sorted(path.name for path in folder.iterdir())
-        for name in reversed(names):  # data files before those that refer to them
-            os.replace(folder / name, output.with_name(name))
+        card, manifest = (f"{output.stem}.{ending}" for ending in ("card.md", "manifest.json"))
+        text = export_card(files, origin, saved.name, manifest, baked=preprocessing is not None)
+        write_atomically(folder / card, text)
+        body = {
+            "format": FORMAT, "saved": {"name": saved.name, "sha256": sha256_of(saved)}, "opset": opset,
+            "metadata": dict(origin.metadata), "labels": origin.labels,
+        }  # fmt: skip
+        write_listing(folder / manifest, body, sorted(folder.iterdir()))
+        for path in sorted(folder.iterdir(), reverse=True):  # data files before those that refer to them
+            os.replace(path, output.with_name(path.name))
     shipped = tuple(replace(file, path=output.with_name(file.path.name)) for file in files)
-    card, manifest = (output.with_name(f"{output.stem}.{ending}") for ending in ("card.md", "manifest.json"))
-    write_atomically(card, export_card(shipped, origin, saved.name, manifest.name, baked=preprocessing is not None))
-    body = {
-        "format": FORMAT, "saved": {"name": saved.name, "sha256": sha256_of(saved)}, "opset": opset,
-        "metadata": dict(origin.metadata), "labels": origin.labels,
-    }  # fmt: skip
-    write_listing(manifest, body, [*(output.with_name(name) for name in names), card])
-    return Shipment(shipped, card, manifest)
+    return Shipment(shipped, output.with_name(card), output.with_name(manifest))

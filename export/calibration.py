@@ -27,11 +27,18 @@ class Source:
     model: onnx.ModelProto
     input: Any
 
+    @property
+    def opset(self) -> int:
+        return next(int(entry.version) for entry in self.model.opset_import if entry.domain == "")
+
 
 def read_source(path: str | Path) -> Source:
     """Raises BadOnnx, and NotQuantizable for a file whose input or weights are not float32."""
     inputs = open_session(path).get_inputs()  # says what is wrong with a damaged file
     model = onnx.load(path, format="protobuf")
+    for entry in (*model.opset_import, *model.graph.node):
+        if entry.domain == "ai.onnx":  # the other name of the standard domain
+            entry.domain = ""
     if len(inputs) != 1 or inputs[0].type != "tensor(float)":
         found = ", ".join(f"{value.name} {value.type}" for value in inputs)
         raise refused(f"the file takes {found}", path, "give a file with one float32 input, the images")

@@ -1,9 +1,11 @@
 """From a torch network to an ONNX graph in memory, quietly."""
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -62,7 +64,7 @@ def capture(
                 opset_version=opset,
                 input_names=list(input_names),
                 output_names=list(output_names),
-                dynamic_shapes=tuple({0: "batch"} for _ in inputs),
+                dynamic_shapes=_free_batch(resting, inputs),
             )
             assert program is not None  # the dynamo exporter always returns one
             if fold_scales(program.model):
@@ -84,6 +86,14 @@ def capture(
     return model
 
 
+def _free_batch(resting: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """The batch of every input is free; what goes into `*args` is one tuple to torch.export."""
+    given = inspect.signature(resting.forward).bind(*inputs).arguments.values()
+    batch = {0: "batch"}
+    return tuple(tuple(batch for _ in value) if isinstance(value, tuple) else batch for value in given)
+
+
+@quiet()
 def tidy_(model: ir.Model) -> None:
     """Nothing but the computation: no unused nodes, no weight twice, nothing that tools wrote about the parts."""
     RemoveUnusedNodesPass()(model)

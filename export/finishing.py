@@ -56,8 +56,7 @@ def finished(
     with hidden(place) as folder:
         draft = folder / place.name
         ir.save(graph, draft, format="protobuf")
-        opset = next(entry.version for entry in source.model.opset_import if entry.domain == "")
-        written = check_portable(draft, opset=opset, ir_version=source.model.ir_version)
+        written = check_portable(draft, opset=source.opset, ir_version=source.model.ir_version)
         _check_interface(written, source)
         found = fidelity(answers(draft, batches), answers(source.path, batches))
         if not (found.relative <= tolerance):  # written so that a NaN is refused as well

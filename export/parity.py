@@ -113,7 +113,7 @@ def parity_of(path: Path, resting: nn.Module, examples: tuple[Tensor, ...], *, t
                 effect="the file does not compute what the network computes",
                 fix="do not use the file; look for randomness, state, or a fixed batch in forward()",
             )
-    _refuse_constant(answers, references, [_drawn(example) for example in examples], path)
+    _refuse_constant(answers, references, rows, [_drawn(example) for example in examples], path)
     return parity
 
 
@@ -175,7 +175,7 @@ def _refuse_not_finite(reference: list[Array], path: Path) -> None:
 
 
 def _refuse_constant(
-    answers: list[list[Array]], references: list[list[Array]], drawn: list[bool], path: Path
+    answers: list[list[Array]], references: list[list[Array]], rows: list[BatchParity], drawn: list[bool], path: Path
 ) -> None:
     """Refuse outputs, per sample and of floating point, whose dependence on the input the file could have missed.
 
@@ -183,16 +183,15 @@ def _refuse_constant(
     not `drawn` are copies of each other in all samples: of an output that may follow these alone, only one that is one
     number throughout is refused.
     """
-    batches = [reference[0].shape[:1] for reference in references]
+    batches = [row.batch for row in rows]
     outputs = zip(zip(*answers, strict=True), zip(*references, strict=True), strict=True)
     for position, (found, wanted) in enumerate(outputs):
-        per_sample = [output.shape[:1] for output in wanted] == batches and all(output.ndim > 0 for output in wanted)
-        if not per_sample or not np.issubdtype(wanted[0].dtype, np.floating):
+        if not np.issubdtype(wanted[0].dtype, np.floating) or not _per_sample(wanted, batches):
             continue
-        samples = _samples(wanted)
+        samples = _samples(wanted, batches)
         if not samples.size:
             continue
-        apart = np.abs(_samples(found) - samples).max()
+        apart = np.abs(_samples(found, batches) - samples).max()
         spread = np.ptp(samples, axis=0).max() if any(drawn) else 0.0
         if not (spread or all(drawn)):
             spread = np.ptp(samples)
@@ -207,6 +206,18 @@ def _refuse_constant(
             )
 
 
-def _samples(outputs: tuple[Array, ...]) -> Array:
-    """One output at all batch sizes, each (batch, ...), as (samples, values)."""
-    return np.concatenate([output.reshape(len(output), -1) for output in outputs]).astype(np.float64)
+def _per_sample(outputs: tuple[Array, ...], batches: list[int]) -> bool:
+    """Whether one output has as much for every sample, at each of these batch sizes: k rows of one shape.
+
+    At a batch size that is fixed k is one: anchors have any number of rows.
+    """
+    if len({output.shape[1:] for output in outputs}) > 1 or not outputs[0].ndim:
+        return False
+    shares = {len(output) / batch for output, batch in zip(outputs, batches, strict=True)}
+    return len(shares) == 1 and (len(set(batches)) > 1 or shares == {1})
+
+
+def _samples(outputs: tuple[Array, ...], batches: list[int]) -> Array:
+    """One output at all batch sizes, each (k * batch, ...), as (samples, values)."""
+    parts = [output.reshape(batch, -1) for output, batch in zip(outputs, batches, strict=True)]
+    return np.concatenate(parts).astype(np.float64)

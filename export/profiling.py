@@ -53,6 +53,8 @@ def profile(path: str | Path, *, threads: int = 1, batch: int = 1, runs: int = R
     model, changed = named(path)
     with _where(Path(path), model, changed) as file:
         events = _events(file, threads, batch, runs + WARM_UP)
+    if not events:
+        return ()
     per_run = len(events) // (runs + WARM_UP)
     times = np.array([e["dur"] for e in events], dtype=float).reshape(-1, per_run)[WARM_UP:].min(axis=0) / 1000
     layers = _Layers(model.graph)

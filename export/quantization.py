@@ -19,6 +19,8 @@ from export.recipes import RECIPES, WEIGHTED, resolved
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 # Typical for float16 is 1e-3, as it keeps 11 bits of each number.
 FLOAT16_TOLERANCE = 1e-2
+PER_CHANNEL_OPSET = 13
+"""The first one whose DequantizeLinear has a scale for every channel."""
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
@@ -38,7 +40,8 @@ def quantize(
             "tensorrt", symmetric with int8 activations. See `export.recipes`.
 
     Raises:
-        NotQuantizable: an unknown target, a file without layers to quantize, examples that do not fit.
+        NotQuantizable: an unknown target, a file without layers to quantize or of an opset below 13, examples that do
+            not fit.
         NotExportable: `output` is not a place for a file, or what came out breaks a law of `to_onnx`.
         BadOnnx: the file is missing or damaged.
     """
@@ -47,6 +50,11 @@ def quantize(
     batches = fitting(calibration, source)
     if not any(node.op_type in WEIGHTED for node in source.model.graph.node):
         raise refused(f"the file has no {', '.join(WEIGHTED)} to quantize", source.path, "give a file with weights")
+    if source.opset < PER_CHANNEL_OPSET:
+        raise refused(
+            f"the file has opset {source.opset}; int8 weights with a scale per channel need {PER_CHANNEL_OPSET}",
+            source.path, "export it with a newer opset, or convert it with onnx.version_converter",
+        )
     recipe = RECIPES[name]
     with hidden(place) as folder:
         draft = folder / "quantized.onnx"

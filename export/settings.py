@@ -1,5 +1,6 @@
 """What a latency holds for, checked before anything runs."""
 
+import operator
 from dataclasses import dataclass
 
 from export.errors import CannotMeasure
@@ -34,6 +35,8 @@ class Settings:
             raise CannotMeasure(
                 f"seed {self.seed!r} asked", at="seed", effect="nothing was run", fix="give 0 or a larger whole number"
             )
+        for name in ("threads", "batch", "seed"):  # numpy's numbers as Python's: JSON knows no others
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
         for name, value in (("runtime", self.runtime), ("precision", self.precision)):
             if value in ("cuda-graph", "tf32") and self.device != "cuda":
                 raise CannotMeasure(

@@ -1,7 +1,7 @@
 """What goes into a network and what comes out of it, as flat tuples of CPU tensors."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,12 @@ def example_tuple(example_inputs: Examples) -> tuple[Tensor, ...]:
         NotExportable: no tensor at all, something that is not a tensor, an unusual dtype, no batch axis, or batches
             of different size.
     """
+    if isinstance(example_inputs, Mapping):
+        raise NotExportable(
+            "the example inputs are a mapping: files have their inputs in the order of forward's arguments",
+            at=", ".join(map(str, example_inputs)), effect="nothing was written",
+            fix="pass a tuple with one tensor per argument",
+        )
     given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     for position, tensor in enumerate(given):
         at = f"example input {position} of {len(given)}"

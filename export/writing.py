@@ -93,6 +93,7 @@ def _graph(
     ins = _names("input", input_names, len(examples), "input")
     outs = _names("output", output_names, len(outputs), "logits")
     _check_distinct(ins, outs)
+    _check_free((*ins, *outs), resting)
     _check_labels(labels, outputs)
     graph = capture(resting, traced, opset=opset, input_names=ins, output_names=outs)
     graph.ir_version = ir_version
@@ -127,6 +128,16 @@ def _check_distinct(ins: Names, outs: Names) -> None:
             f"the names {list(names)} are not distinct", at="input_names and output_names",
             effect="nothing was written", fix="give every input and output a name of its own",
         )
+
+
+def _check_free(names: Names, resting: nn.Module) -> None:
+    weights = {name for name, _ in (*resting.named_parameters(), *resting.named_buffers())}
+    for name in names:
+        if name in weights:
+            raise NotExportable(
+                f"{name!r} is the name of a weight, and would be that of an input or output", at=type(resting).__name__,
+                effect="nothing was written", fix="give other names with input_names and output_names",
+            )
 
 
 def _check_labels(labels: Sequence[str] | None, outputs: tuple[Tensor, ...]) -> None:

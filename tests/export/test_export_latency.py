@@ -15,7 +15,7 @@ from export.rounds import Rounds
 
 
 def test_a_latency_is_consistent(files):
-    latency = export.measure(files["small"].path, seconds=0.3, batch=2)
+    latency = export.measure(files["small"].path, seconds=0.3, batch=np.int64(2))  # JSON knows no such number
     assert 0 < latency.low <= latency.median <= latency.high
     assert latency.median == pytest.approx(float(np.median(latency.samples)))
     assert len(latency.samples) >= 100

@@ -152,6 +152,26 @@ def test_a_file_that_answers_with_infinity_is_refused(files, network, image, tmp
         export.check_parity(path, network, image)
 
 
+class Anchored(nn.Module):
+    """A constant, what a head says, and how alike the samples of the batch are."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchors, self.head = nn.Parameter(torch.randn(5, 4)), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return 2 * self.anchors, self.head(x), x @ x.T
+
+
+def test_a_constant_before_them_hides_no_output(tmp_path):
+    torch.manual_seed(0)
+    network, x = Anchored(), torch.randn(2, 6)
+    assert export.to_onnx(network, x, tmp_path / "anchored.onnx").parity.worst < 1e-5
+    nn.init.zeros_(network.head.weight)
+    with pytest.raises(export.ParityFailed, match="the network's output is constant"):
+        export.to_onnx(network, x, tmp_path / "constant.onnx")
+
+
 class Towers(nn.Module):
     """Two outputs, one of pixels, one of words."""
 

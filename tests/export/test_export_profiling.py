@@ -69,6 +69,14 @@ def test_a_profile_leaves_no_file_behind(kinds: export.OnnxFile, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_without_nodes_takes_no_time(tmp_path) -> None:
+    ends = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 4])]
+    opset = [onnx.helper.make_opsetid("", 18)]
+    graph = onnx.helper.make_graph([], "none", ends, ends)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "none.onnx")
+    assert export.profile(tmp_path / "none.onnx", runs=2) == ()
+
+
 def test_what_cannot_be_profiled_is_refused_as_in_a_measurement(tmp_path) -> None:
     with pytest.raises(export.BadOnnx, match="there is no such file"):
         export.profile(tmp_path / "none.onnx")

@@ -239,16 +239,18 @@ def test_nothing_else_is_written_said_or_changed(tmp_path, folder, images, capfd
     assert capfd.readouterr() == ("", "")
 
 
-def one_layer(path: Path, operator: str, weight: float, shape: tuple[int, ...] = (4, 3, 1, 1)) -> Path:
+def one_layer(
+    path: Path, operator: str, weight: float, shape: tuple[int, ...] = (4, 3, 1, 1), *, opset: int = 18, domain: str = ""
+) -> Path:
     """A file with one operator that reads `input` (batch, 3, 4, 4) and a constant, then one that scales it back."""
     constants = [np.full(shape, weight, np.float32), np.array(1 / weight, np.float32)]
-    nodes = [helper.make_node(operator, ["input", "c0"], ["inner"]),
+    nodes = [helper.make_node(operator, ["input", "c0"], ["inner"], domain=domain),
              helper.make_node("Mul", ["inner", "c1"], ["logits"])]
     ins, outs = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", c, 4, 4])
                  for n, c in (("input", 3), ("logits", 4 if operator == "Conv" else 3)))
     weights = [numpy_helper.from_array(array, f"c{index}") for index, array in enumerate(constants)]
     graph = helper.make_graph(nodes, "one", [ins], [outs], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid(domain, opset)], ir_version=8), path)
     return path
 
 
@@ -321,13 +323,15 @@ def test_examples_that_do_not_fit_are_refused(tmp_path, folder, make, batches, m
 def test_files_that_cannot_become_smaller_are_refused(tmp_path, folder, made, images):
     two = export.to_onnx(TwoInputs(), (torch.randn(3, 6), torch.tensor([6, 0, 2])), tmp_path / "two.onnx").path
     unweighted = one_layer(tmp_path / "unweighted.onnx", "Add", 1.0, (1,))
+    early = one_layer(tmp_path / "early.onnx", "Conv", 1.0, opset=12)
     for path, fact in (
         (two, r"the file takes input_0 tensor\(float\), input_1 tensor\(int64\)"),
         (made["tensorrt"].path, "the file is quantized already"),
         (made["fp16"].path, "the file holds weights in fp16"),
         (unweighted, "the file has no Conv, ConvTranspose, Gemm, MatMul to quantize"),
+        (early, "the file has opset 12; int8 weights with a scale per channel need 13"),
     ):
-        batches = images if path != unweighted else [torch.rand(1, 3, 4, 4)]
+        batches = images if path not in (unweighted, early) else [torch.rand(1, 3, 4, 4)]
         with pytest.raises(export.NotQuantizable, match=fact):
             export.quantize(path, tmp_path / "small.onnx", batches)
     with pytest.raises(export.NotQuantizable, match="target 'arm' is not known"):
@@ -342,6 +346,13 @@ def test_files_that_cannot_become_smaller_are_refused(tmp_path, folder, made, im
                                 (folder / "float32.onnx", [image[0][:, :2]], "cannot run the file on")):
         with pytest.raises(export.BadOnnx, match=fact):
             export.answers(path, batches)
+
+
+@pytest.mark.parametrize("make", [export.quantize, export.to_fp16])
+def test_the_standard_domain_may_have_its_other_name(tmp_path, make):
+    path = one_layer(tmp_path / "named.onnx", "Conv", 1.0, domain="ai.onnx")
+    small = make(path, tmp_path / "small.onnx", [torch.rand(2, 3, 4, 4)])
+    assert [entry.domain for entry in onnx.load(small.path).opset_import] == [""]
 
 
 def test_a_network_without_a_skip_connection_too(tmp_path, images):

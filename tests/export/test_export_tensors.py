@@ -33,6 +33,7 @@ def test_outputs_are_the_leaves_in_order():
     [
         ((), "no example input"),
         ((torch.zeros(1), 3), "is a int, not a tensor"),
+        ({"x": torch.zeros(1)}, "the example inputs are a mapping"),
         (torch.zeros(1, dtype=torch.bfloat16), "dtype torch.bfloat16"),
         (torch.tensor(1.0), "has no batch"),
         (torch.zeros(2, 0), "or no values"),

@@ -104,6 +104,23 @@ def test_several_inputs_and_nested_outputs(tmp_path):
     assert file.parity.worst < 1e-5
 
 
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, first, *others):
+        return sum(others, first) @ self.logits
+
+
+def test_any_number_of_inputs_and_a_weight_of_the_name_of_an_output(tmp_path):
+    x = torch.randn(2, 6), torch.randn(2, 6), torch.randn(2, 6)
+    with pytest.raises(export.NotExportable, match="'logits' is the name of a weight"):
+        export.to_onnx(Sum(), x, tmp_path / "sum.onnx")
+    file = export.to_onnx(Sum(), x, tmp_path / "sum.onnx", output_names=["scores"])
+    assert [len(value.shape) for value in onnxruntime.InferenceSession(file.path).get_inputs()] == [2, 2, 2]
+
+
 def test_names_can_be_chosen(tmp_path, network, image):
     names = {"input_names": ["pixels"], "output_names": ["scores"]}
     file = export.to_onnx(network, image, tmp_path / "m.onnx", opset=20, **names)
