@@ -46,7 +46,7 @@ def features_and_heads(detector: nn.Module, image: Tensor) -> Iterator[Tensor]:
         yield from detector.head(features).values()
 
 
-@pytest.mark.parametrize("name", ["faster r-cnn", pytest.param("retinanet", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("name", [pytest.param("faster r-cnn", marks=pytest.mark.soak), "retinanet"])
 def test_backbone_and_heads_of_a_detector_are_cut_exactly(name: str) -> None:
     torch.manual_seed(0)
     detector = DETECTORS[name]().eval()

@@ -29,7 +29,7 @@ from surgery import finder
 from surgery.operators import RULES
 
 FIXED = settings(
-    max_examples=12, deadline=None, derandomize=True, database=None, print_blob=False,
+    max_examples=8, deadline=None, derandomize=True, database=None, print_blob=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
