@@ -240,7 +240,7 @@ def test_nothing_else_is_written_said_or_changed(tmp_path, folder, images, capfd
 
 
 def one_layer(
-    path: Path, operator: str, weight: float, shape: tuple[int, ...] = (4, 3, 1, 1), *, opset: int = 18, domain: str = ""
+    path: Path, operator: str, weight: float, shape: tuple[int, ...] = (4, 3, 1, 1), opset: int = 18, domain: str = ""
 ) -> Path:
     """A file with one operator that reads `input` (batch, 3, 4, 4) and a constant, then one that scales it back."""
     constants = [np.full(shape, weight, np.float32), np.array(1 / weight, np.float32)]
