@@ -231,9 +231,10 @@ class Call:
 
     def _count_whole(self) -> None:
         """Note the multiply-adds of a layer that is not followed: its weight is computed, or a black box runs it."""
-        if not self._run.counting or self.name not in MULTIPLYING or len(self._args) < 2:
+        place = MULTIPLYING.get(self.name, len(self._args))
+        if not self._run.counting or place >= len(self._args):
             return
-        x, weight = self._args[:2]
+        x, weight = self._args[0], self._args[place]
         state = self._run.states.get(id(weight))
         if state is None or state.name not in self._seen.layers:
             uses = x if self.name.startswith("conv_transpose") else self.result

@@ -185,8 +185,11 @@ LAYER_RULES: dict[str, Rule] = {
     **rows(recurrent, "lstm gru rnn_tanh rnn_relu"),
 }
 
-MULTIPLYING = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
-"""Operators whose multiply-adds count also where they are not followed."""
+MULTIPLYING = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), 1),
+    "linear": 1, "deform_conv2d": 1, "bilinear": 2,
+}  # fmt: skip
+"""Operators whose multiply-adds count also where they are not followed, with the argument that is the weight."""
 
 LAYERS: dict[Rule, int] = dict.fromkeys(LAYER_RULES.values(), 0) | {embedding: 1}
 """These rules take parameters as such, except in the argument that holds data."""

@@ -109,6 +109,9 @@ def indexed(call: "Call", x: Tensor, indices: list[Any]) -> Tensor:
     if hit:
         call.doubt(x, "takes channels by constant indices")
     result: Tensor = call.run(x, places)
+    given = [axis for axis, i in enumerate(raw) if i is not None]
+    if list(varying(x)) == given and raw[given[0]].dim() == 1 and raw[given[0]].dtype == torch.long:
+        call.order(raw[given[0]], call.vector(x, given[0]), call.vector(result, given[0]))
     return result
 
 

@@ -93,6 +93,7 @@ def variance_and_mean(call: "Call", x: Tensor, axes: Any = None, *_: Any, **__: 
 
 
 def like(call: "Call", x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """As another tensor in its dtype or device, which have no channels."""
     return x
 
 
@@ -137,8 +138,9 @@ RULES: dict[str, Rule] = {
         "gelu hardsigmoid hardswish heaviside isfinite isinf isnan lift_fresh lift_fresh_copy log log10 log1p log2 "
         "log_sigmoid logical_and logical_not logical_or logical_xor mish nan_to_num neg negative reciprocal relu relu6 "
         "resolve_conj resolve_neg round rrelu rsqrt selu sgn sigmoid sign silu sin sinh softsign sqrt square tan tanh "
-        "to type_as trunc xlogy zero",
+        "trunc xlogy zero",
     ),
+    **rows(like, "to type_as"),
     **MOVEMENT_RULES,
     **rows(
         spatial,

@@ -222,6 +222,25 @@ def test_a_named_tuple_may_remember_a_width() -> None:
     assert surgery.cut(model, graph, {"a.0": torch.arange(6) < 4}).config == Settings(4, 2)
 
 
+class Reordered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = cbr(3, 6), cbr(3, 4), nn.Conv2d(6, 4, 1), nn.Conv2d(4, 4, 1)
+        self.register_buffer("order", torch.tensor([3, 0, 5, 1, 4, 2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        return self.c(a[:, self.order]) + self.d(self.b(x).float().type_as(a))
+
+
+def test_channels_in_the_order_of_a_buffer_and_in_the_dtype_of_others() -> None:
+    model = ready(Reordered())
+    graph = prove(model)
+    assert {group.name: group.units for group in graph.groups} == {"a.0": 6, "b.0": 4}
+    small = surgery.cut(model, graph, {"a.0": torch.tensor([True, False, True, True, False, True])})
+    assert small.order.tolist() == [2, 0, 3, 1]
+
+
 class Cropping(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from counting import macs, params
 from oracle import random_keep
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torchvision.ops import DeformConv2d
 from zoo import traced
 
 import surgery
@@ -93,6 +94,25 @@ def test_a_layer_that_is_not_followed_has_its_multiply_adds_all_the_same(model: 
     assert size.dense == surgery.Size(params(model), macs(model, x))
     keep = random_keep(graph, 0)
     assert size.of(keep).macs == macs(surgery.cut(model, graph, keep), x)
+
+
+class Rare(nn.Module):
+    """Layers that no rule follows, and torch's own counter does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.offset = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 18, 3, padding=1)
+        self.deform, self.pair = DeformConv2d(6, 5, 3, padding=1), nn.Bilinear(5, 5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = self.deform(x, self.offset(x)).mean((2, 3))
+        return self.pair(x, x)
+
+
+def test_deformable_and_bilinear_layers_count() -> None:
+    graph = surgery.trace(Rare().eval(), torch.randn(2, 3, 4, 4))
+    assert graph.fixed == {"deform": 16 * 6 * 5 * 9, "pair": 5 * 5 * 4}
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
