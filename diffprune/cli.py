@@ -1,6 +1,5 @@
 """The command line. torch is imported only by the commands that need it, so that help comes at once."""
 
-import errno
 import io
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from diffprune import __version__
+from diffprune.endings import last_words, spelled
 from diffprune.interrupts import Interrupts
 from diffprune.options import bad_option, counts, image_shape, lines_of, multiple, named_sizes, numbers, require_folder
 
@@ -21,9 +21,6 @@ app = typer.Typer(
 )
 
 NETWORK = "torchvision:NAME, digits:resnet18 or package.module:factory"
-PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
-"""What the place where something is to be written may lack."""
-
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells know it."""
 
@@ -358,30 +355,11 @@ def main() -> None:
         if Interrupts.heard:  # an import that is interrupted may raise anything
             typer.echo(STOPPED, err=True)
             sys.exit(INTERRUPTED)
-        if isinstance(error, OSError) and error.errno in PLACE:
-            typer.echo(_no_place(error), err=True)
-            sys.exit(2)
-        if not _is_ours(error):
+        said = last_words(error)
+        if said is None:
             raise
-        typer.echo("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]), err=True)
+        typer.echo(said, err=True)
         sys.exit(2)
-
-
-def _is_ours(error: Exception) -> bool:
-    """One of the three packages' own errors. By name, as importing them all would mean importing torch."""
-    return any(base.__name__ in ("DiffpruneError", "SurgeryError", "ExportError") for base in type(error).__mro__)
-
-
-def _no_place(error: OSError) -> str:
-    from diffprune.errors import DiffpruneError
-
-    said = DiffpruneError(
-        str(error.strerror),
-        at=str(error.filename2 or error.filename or "writing a file"),
-        effect="the command stopped; what it says above is done",
-        fix="make room there, or name another place",
-    )
-    return f"{type(error).__name__}: {said}"
 
 
 def _print(*lines: Any) -> None:
@@ -389,7 +367,7 @@ def _print(*lines: Any) -> None:
 
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     for line in lines:
-        console.print(line)
+        console.print(spelled(line) if isinstance(line, str) else line)
 
 
 def _tell(line: str) -> None:

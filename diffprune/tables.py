@@ -4,6 +4,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from diffprune.endings import spelled
+
 
 def table(*headers: str, right: range) -> Table:
     """Without a frame; the columns of numbers, `right`, are aligned there and never broken."""
@@ -17,4 +19,4 @@ def table(*headers: str, right: range) -> Table:
 
 def add_row(to: Table, *cells: str) -> None:
     """As Text, because rich takes a bracket in a plain string for markup."""
-    to.add_row(*map(Text, cells))
+    to.add_row(*(Text(spelled(cell)) for cell in cells))

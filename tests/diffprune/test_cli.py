@@ -181,14 +181,21 @@ def test_a_network_is_not_replaced_by_numbers(here: Path) -> None:
 
 
 def test_errors_of_all_three_packages_are_exit_code_2() -> None:
-    from diffprune.cli import _is_ours
+    from diffprune.endings import last_words
     from diffprune.errors import BadData
     from export import BadOnnx
     from surgery import BadFile
 
     for kind in (BadData, BadOnnx, BadFile):
-        assert _is_ours(kind("fact", at="a", effect="b", fix="c"))
-    assert not _is_ours(ValueError("fact"))
+        assert last_words(kind("fact", at="a", effect="b", fix="c")).startswith(f"{kind.__name__}: fact\n  at      a\n")
+    assert last_words(ValueError("fact")) is None
+
+
+def test_a_name_in_a_file_does_not_steer_the_terminal(here: Path) -> None:
+    outcome = typed("bench", "\x1b[2Jabsent.onnx")
+    assert outcome.code == 2
+    assert "\\x1b[2Jabsent.onnx" in outcome.err
+    assert "\x1b" not in outcome.err
 
 
 def test_refusal_and_wrong_usage_are_exit_code_2_in_a_shell() -> None:
