@@ -163,10 +163,21 @@ def stack(call: "Call", tensors: list[Tensor], axis: int = 0) -> Tensor:
 
 def _side_by_side(call: "Call", parts: list[Tensor], axis: int) -> Tensor:
     """Side by side along the channels, or along another axis (tokens, branches): then channels of equal index meet."""
+    if any(varying(part) and axis not in varying(part) for part in parts):
+        parts = [_tokens(call, part, axis) for part in parts]
     if not any(axis in varying(part) for part in parts) and any(varying(part) for part in parts):
         first = [part.narrow(axis, 0, 1) for part in parts if part.shape[axis]]
         return join(call, first).expand(call.shape)
     return together(lambda *p: torch.cat(p, axis), parts, fixed=axis)
+
+
+def _tokens(call: "Call", part: Tensor, axis: int) -> Tensor:
+    """Several tokens that are one parameter have the same channels as the tokens beside which they are laid."""
+    if len(varying(part)) < 2 or axis not in varying(part) or not call.of_parameter(part):
+        return part
+    first = part.narrow(axis, 0, 1)
+    call.names.tie(part, first)
+    return first.expand(part.shape)
 
 
 def pad(call: "Call", x: Tensor, amounts: list[int], mode: str = "constant", *_: Any, **__: Any) -> Tensor:

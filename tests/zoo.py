@@ -571,6 +571,20 @@ class ClassToken(nn.Module):
         return self.head((x + self.down(F.gelu(self.up(x))))[:, 0])
 
 
+class Registers(ClassToken):
+    """Several learnt tokens as one parameter, beside others, under a norm over the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.norm = nn.Parameter(torch.randn(1, 3, 8)), nn.LayerNorm(8)
+        self.position = nn.Parameter(torch.randn(1, 7, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+        return self.head((x + self.down(F.gelu(self.up(self.norm(x))))).mean(1))
+
+
 class DataParallel(nn.DataParallel[Plain]):
     def __init__(self) -> None:
         super().__init__(Plain())
@@ -1098,6 +1112,7 @@ ZOO: dict[str, Case] = {
     "fused_attention": Case(FusedAttention, (2, 3, 4, 4), free=("embed", "up"), pinned="reshape at the model's"),
     "multihead_attention": Case(MultiheadAttention, (2, 3, 4, 4), free=("embed", "attend.in_proj_weight", "up")),
     "class_token": Case(ClassToken, (2, 3, 8, 8), free=("embed", "up")),
+    "registers": Case(Registers, (2, 3, 8, 8), free=("embed", "up")),
     "data_parallel": Case(DataParallel, (2, 3, 8, 8), free=("module.0", "module.3")),
     "frozen_parts": Case(FrozenParts, (2, 3, 8, 8), free=("stem.0", "a")),
     "functional_conv": Case(FunctionalConv, (2, 3, 8, 8), free=("stem.0", "weight", "a")),
