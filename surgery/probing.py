@@ -29,8 +29,8 @@ def random(units: Mapping[str, int]) -> dict[str, Tensor]:
 
 
 def without_first(units: Mapping[str, int]) -> dict[str, Tensor]:
-    """A keep without the first units of every group, an odd number above one where it can."""
-    return {name: torch.arange(count) >= max(1, min(3, count - 2)) for name, count in units.items()}
+    """A keep without the first units of every group: half of them, but three of many, where a random cut may take one."""
+    return {name: torch.arange(count) >= min(3, (count + 1) // 2) for name, count in units.items()}
 
 
 def equal(units: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:

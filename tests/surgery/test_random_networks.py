@@ -82,6 +82,13 @@ def test_a_slice_that_is_written_hides_nothing() -> None:
     assert judge(network).compared == CUTS
 
 
+def test_half_of_a_width_rounded_up_is_no_reason_to_cut_what_one_unit_less_does_not_show() -> None:
+    """Found by the soak: of six channels the first three are read, of five as well, of four two."""
+    halved = Residual(steps=(Slice(kind="half"),), shortcut="pad", inplace=False)
+    network = Network(stem=6, steps=(halved, Activation(kind="softplus")), head="two")
+    assert judge(network).free == 0
+
+
 @pytest.mark.parametrize("operator", FAULTS)
 def test_a_wrong_rule_is_found_by_the_proof_of_the_finder(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, fault = FAULTS[operator]
