@@ -75,6 +75,8 @@ class Proof:
             prove = self._miscomputed if self.seen.mutated else self._misshapen
             yield prove(_trial(graph, without_first(units)))
         yield self._miscomputed(_trial(graph, random(units)))
+        if 2 in units.values():  # the other one: a number that channels meet may be that of the first, or of the last
+            yield self._miscomputed(_trial(graph, without_first(units)))
 
     def equals(self, graph: ChannelGraph) -> list[str]:
         """Groups that may not become equally wide together, as few as show it. A forward can ask that in Python."""

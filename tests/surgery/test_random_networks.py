@@ -15,6 +15,7 @@ from random_networks import (
     Conv,
     Halves,
     Network,
+    Number,
     Reorder,
     Residual,
     Slice,
@@ -87,6 +88,13 @@ def test_half_of_a_width_rounded_up_is_no_reason_to_cut_what_one_unit_less_does_
     halved = Residual(steps=(Slice(kind="half"),), shortcut="pad", inplace=False)
     network = Network(stem=6, steps=(halved, Activation(kind="softplus")), head="two")
     assert judge(network).free == 0
+
+
+def test_of_two_units_each_is_cut() -> None:
+    """Found by the soak: a ramp over the width goes on as it began when the last of two channels goes."""
+    two = Conv(out=2, kernel=1, groups=1, bias=True)
+    network = Network(stem=4, steps=(two, Number(kind="ramp"), CONV), head="linear")
+    assert judge(network).free == 4 + 6
 
 
 @pytest.mark.parametrize("operator", FAULTS)
