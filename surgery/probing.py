@@ -29,7 +29,7 @@ def random(units: Mapping[str, int]) -> dict[str, Tensor]:
 
 
 def without_first(units: Mapping[str, int]) -> dict[str, Tensor]:
-    """A keep without the first units of every group: half of them, but three of many, where a random cut may take one."""
+    """A keep without the first units of every group, half of them or three: a random cut may take one of few."""
     return {name: torch.arange(count) >= min(3, (count + 1) // 2) for name, count in units.items()}
 
 
