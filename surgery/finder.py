@@ -157,7 +157,7 @@ class _Search:
         Those of one class and attribute are read by the same code, and stay or go together.
         """
         alike: dict[tuple[type[nn.Module], str], set[str]] = {}
-        for name in attempt.remembered & attempt.graph.sizes.keys():
+        for name in sorted(attempt.remembered & attempt.graph.sizes.keys()):
             owner, _, attribute = name.rpartition(".")
             alike.setdefault((type(self.model.get_submodule(owner)), attribute), set()).add(name)
         for names in alike.values():
