@@ -1,7 +1,7 @@
 """Which units to cut out of a network to find out whether its graph is right."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -28,9 +28,14 @@ def random(units: Mapping[str, int]) -> dict[str, Tensor]:
     return keep
 
 
-def without_first(units: Mapping[str, int]) -> dict[str, Tensor]:
-    """A keep without the first units of every group, half of them or three: a random cut may take one of few."""
-    return {name: torch.arange(count) >= min(3, (count + 1) // 2) for name, count in units.items()}
+def without_first(units: Mapping[str, int], sharing: Collection[str]) -> dict[str, Tensor]:
+    """A keep without the first units of every group, an odd number above one where it can.
+
+    Groups that are alone in a width keep two where they can, as in `random`; those that are `sharing` all of theirs
+    keep one: half of six channels, rounded up, are as many as half of five, but not of four.
+    """
+    left = {name: 1 if name in sharing else 2 for name in units}
+    return {name: torch.arange(count) >= max(1, min(3, count - left[name])) for name, count in units.items()}
 
 
 def equal(units: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:

@@ -73,10 +73,10 @@ class Proof:
             yield self._misshapen(_trial(graph, keep))
         if meetings:  # what is written into a slice shows in the values only
             prove = self._miscomputed if self.seen.mutated else self._misshapen
-            yield prove(_trial(graph, without_first(units)))
+            yield prove(_trial(graph, without_first(units, _sharing(graph))))
         yield self._miscomputed(_trial(graph, random(units)))
         if 2 in units.values():  # the other one: a number that channels meet may be that of the first, or of the last
-            yield self._miscomputed(_trial(graph, without_first(units)))
+            yield self._miscomputed(_trial(graph, without_first(units, _sharing(graph))))
 
     def equals(self, graph: ChannelGraph) -> list[str]:
         """Groups that may not become equally wide together, as few as show it. A forward can ask that in Python."""
@@ -198,6 +198,14 @@ class Proof:
             return check_equal(masked.double(), small.double(), example, tolerance=1e-9) <= 1e-9
         except (NotEqual, RuntimeError):  # some networks do not run in double precision
             return False
+
+
+def _sharing(graph: ChannelGraph) -> set[str]:
+    """Groups beside which there are other channels in every width."""
+    return {
+        group.name for group in graph.groups
+        if all(graph.length(slot.tensor, slot.axis) > slot.positions.numel() for slot in group.slots)
+    }
 
 
 def _trial(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> _Trial:
