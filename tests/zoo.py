@@ -976,6 +976,28 @@ class RememberedAttention(nn.Module):
         return self.o(y.transpose(1, 2).reshape(n, t, self.all_width))
 
 
+class BiasedHeads(RememberedHeads):
+    """The same with a bias per head, looked up in a table by relative position, as in Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = BiasedAttention()
+
+
+class BiasedAttention(RememberedAttention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(31, 3))
+        self.register_buffer("index", (torch.arange(16)[:, None] - torch.arange(16) + 15).flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = (f(x).view(n, t, self.num_heads, self.width).transpose(1, 2) for f in (self.q, self.k, self.v))
+        bias = self.table[self.index].view(t, t, -1).permute(2, 0, 1).unsqueeze(0)
+        y = (q @ k.transpose(-2, -1) * 0.5 + bias).softmax(-1) @ v
+        return self.o(y.transpose(1, 2).reshape(n, t, self.all_width))
+
+
 class GroupNorms(Net):
     """One norm group over the width, and more groups than channels in one."""
 
@@ -1150,6 +1172,7 @@ ZOO: dict[str, Case] = {
     "python_number": Case(PythonNumber, (2, 3, 8, 8), pinned="PythonNumber.body, line"),
     "token_mixing": Case(TokenMixing, (2, 3, 8, 8), free=("embed", "up"), pinned="applied to each channel"),
     "remembered_heads": Case(RememberedHeads, (2, 3, 4, 4), free=("embed", "attend.q")),
+    "biased_heads": Case(BiasedHeads, (2, 3, 4, 4), free=("embed", "attend.q")),
     "group_norms": Case(GroupNorms, (2, 3, 8, 8), free=("stem.0", "a", "b")),
     "swap_halves": Case(SwapHalves, (2, 3, 8, 8), pinned="slice at the model's forward takes channels 4:"),
     "training_head": Case(TrainingHead, (2, 3, 8, 8), free=("stem.0",)),
