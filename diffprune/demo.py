@@ -14,7 +14,6 @@ def demo_config(output: str) -> Config:
             "parent_lr": 0.05,
             "epochs": 4.0,
             "batch": 64,
-            "lr": 0.03,
             "output": output,
         }
     )
