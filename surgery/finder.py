@@ -72,15 +72,11 @@ def _require_network(model: object) -> None:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A graph under suppositions; which doubts each group depends on, by key; which groups meet in one doubt.
-
-    `remembered` are the sizes that are supposed to follow a cut.
-    """
+    """A graph under suppositions; which doubts each group depends on, by key; which groups meet in one doubt."""
 
     graph: ChannelGraph
     doubted: Mapping[str, frozenset[str]]
     meetings: frozenset[frozenset[str]]
-    remembered: frozenset[str] = frozenset()
 
 
 class _Search:
@@ -132,8 +128,7 @@ class _Search:
         axes |= settled.sizes
         tied_by = functools.partial(settled.names.tied_by, settled.label)
         graph = build(axes, reasons, self.seen.layers, self.model, inputs, self.seen.unseen, tied_by)
-        remembered = frozenset(name for name, _ in settled.sizes)
-        return replace(self._with_doubts(graph, settled.label, axes), remembered=remembered)
+        return self._with_doubts(graph, settled.label, axes)
 
     def _with_doubts(self, graph: ChannelGraph, label: Tensor, axes: Mapping[AxisKey, Axis]) -> _Attempt:
         owner = torch.full((len(label) + 1,), -1)
@@ -156,8 +151,9 @@ class _Search:
 
         Those of one class and attribute are read by the same code, and stay or go together.
         """
+        seen = {name for name, _ in self.seen.axes}  # all other sizes are supposed
         alike: dict[tuple[type[nn.Module], str], set[str]] = {}
-        for name in sorted(attempt.remembered & attempt.graph.sizes.keys()):
+        for name in sorted(attempt.graph.sizes.keys() - seen):
             owner, _, attribute = name.rpartition(".")
             alike.setdefault((type(self.model.get_submodule(owner)), attribute), set()).add(name)
         for names in alike.values():

@@ -71,12 +71,13 @@ class Proof:
     ) -> Iterator[Failure | None]:
         for keep in lopsided(units, meetings) if meetings else ():
             yield self._misshapen(_trial(graph, keep))
+        first, computed = _trial(graph, without_first(units, _sharing(graph))), False
         if meetings:  # what is written into a slice shows in the values only
-            prove = self._miscomputed if self.seen.mutated else self._misshapen
-            yield prove(_trial(graph, without_first(units, _sharing(graph))))
+            computed = self.seen.mutated
+            yield (self._miscomputed if computed else self._misshapen)(first)
         yield self._miscomputed(_trial(graph, random(units)))
-        if 2 in units.values():  # the other one: a number that channels meet may be that of the first, or of the last
-            yield self._miscomputed(_trial(graph, without_first(units, _sharing(graph))))
+        if 2 in units.values() and not computed:  # a number that channels meet may be that of the first, or of the last
+            yield self._miscomputed(first)
 
     def equals(self, graph: ChannelGraph) -> list[str]:
         """Groups that may not become equally wide together, as few as show it. A forward can ask that in Python."""
