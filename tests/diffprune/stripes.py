@@ -47,6 +47,6 @@ class Fixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(x.flatten(1))
 
-PLAIN = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
 
+PLAIN = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
 SEEN = [(torch.randn(32, 3, 8, 8), torch.arange(32) % 4)]

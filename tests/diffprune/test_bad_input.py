@@ -231,7 +231,6 @@ def test_the_same_words_without_the_fault_are_accepted(here: Path, monkeypatch: 
     (given,) = onnxruntime.InferenceSession(here / "x.onnx").get_inputs()
     assert (given.type, given.shape) == ("tensor(uint8)", ["batch", 8, 8, 1])
 
-
     class Accepted(Exception):
         pass
 

@@ -1,4 +1,5 @@
 """The whole path on stripes of three directions: met budgets, an honest report, nothing changed that was given."""
+
 import copy
 import gc
 import json

@@ -122,6 +122,7 @@ def test_a_network_that_cannot_be_copied_says_so() -> None:
     with pytest.raises(surgery.NotCopied, match="remove old weight norms"):
         compress(model, SEEN, SEEN, budget=Budget(macs=0.6), epochs=0)
 
+
 LATE = 1000 // 32 + 1
 """Batches that calibration does not look at come behind these."""
 
